@@ -1,0 +1,22 @@
+"""The door: refuses a Python that is too old in one plain sentence, then hands over to the command line.
+
+This file alone must parse on Python 2.7 and 3.6; everything newer is imported after the check.
+"""
+
+import sys
+
+
+def _run():  # type: ignore[no-untyped-def]  # annotations do not parse on 2.7
+    if sys.version_info < (3, 9):
+        sys.stderr.write(
+            "storage_manager needs Python 3.9 or newer, and this is Python %d.%d: "
+            "run it with a newer python3.\n" % sys.version_info[:2]
+        )
+        return 1
+    from storage_manager.cli import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(_run())  # type: ignore[no-untyped-call]

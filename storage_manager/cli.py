@@ -1,0 +1,236 @@
+"""The command line: its grammar, the things every command is handed, and the one error boundary."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn, Optional
+
+from storage_manager import __version__
+from storage_manager.clock import Clock
+from storage_manager.commands import Context, prune_size, purge, run_loop, stats
+from storage_manager.commands import list as list_command
+from storage_manager.config import DEFAULT_PREFIX, DEFAULT_STORAGE_DIR, Fallback, Settings, read_settings
+from storage_manager.errors import (
+    EXIT_CODES,
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_USAGE,
+    Interrupted,
+    StorageManagerError,
+    UsageError,
+    describe_errno,
+)
+from storage_manager.housekeeper import report_fallbacks
+from storage_manager.logs import LEVELS, EventLog, add_log_file, build_logger, close_logger, standard_error
+from storage_manager.output import Output
+from storage_manager.text import printable
+
+COMMANDS: tuple[ModuleType, ...] = (list_command, stats, purge, prune_size, run_loop)
+
+_LOOP = run_loop.NAME
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _WrongUsage(self, message)
+
+
+class _WrongUsage(Exception):
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        self.parser = parser
+        super().__init__(message)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one command and return its exit code. The only function that the outside calls."""
+    _occupy_standard_descriptors()
+    # A command is short-lived and makes millions of small objects that refer to nothing: collecting
+    # garbage among them costs a tenth of the run and finds none. The loop collects between cycles.
+    gc.disable()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    clock = Clock()
+    try:
+        clock.install()
+        return _main(arguments, clock)
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The grammar. Global options are taken before and after the subcommand."""
+    parser = _Parser(
+        prog="storage_manager",
+        description="Keep a session store under its size limit, oldest sessions first, beside a live writer.",
+        epilog="exit codes:\n"
+        + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+        + f"\n\nThe storage directory: --storage-dir, else --data-root/storage, else <P>_STORAGE, <P>_STORAGE_DIR or\n"
+        f"<P>_DATA_DIR/storage from the environment, else {DEFAULT_STORAGE_DIR}. <P> is STORAGE_MANAGER_ENV_PREFIX,\n"
+        f"by default {DEFAULT_PREFIX}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"storage_manager {__version__}")
+    _add_global_options(parser)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        subparser = subparsers.add_parser(
+            module.NAME, help=module.HELP, description=module.HELP.capitalize() + ".", allow_abbrev=False
+        )
+        module.add_arguments(subparser)
+        _add_global_options(subparser.add_argument_group("global options"))
+        subparser.set_defaults(module=module)
+    return parser
+
+
+def _add_global_options(parser: argparse._ActionsContainer) -> None:
+    # SUPPRESS: a subcommand's default must not overwrite what was given before the subcommand.
+    suppress = argparse.SUPPRESS
+    parser.add_argument("--storage-dir", metavar="DIR", default=suppress, help="the directory of the session store")
+    parser.add_argument("--data-root", metavar="DIR", default=suppress, help="the store is DIR/storage")
+    parser.add_argument(
+        "--gofr-dig-env", choices=("PROD", "TEST"), default=suppress, help="which environment this is, for the log"
+    )
+    parser.add_argument(
+        "--log-format", choices=("json", "text"), default=suppress, help="of standard error (default: by terminal)"
+    )
+    parser.add_argument(
+        "--log-level", metavar="LEVEL", type=str.upper, choices=tuple(LEVELS), default=suppress,
+        help=f"of standard error: {', '.join(LEVELS)}",
+    )  # fmt: skip
+
+
+def _main(arguments: list[str], clock: Clock) -> int:
+    try:
+        args = build_parser().parse_args(arguments)
+    except _WrongUsage as wrong:
+        return _wrong_usage(wrong, arguments)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+
+    def load() -> tuple[Settings, list[Fallback]]:
+        settings, fallbacks = read_settings(
+            os.environ, getattr(args, "storage_dir", None), getattr(args, "data_root", None)
+        )
+        environment = getattr(args, "gofr_dig_env", None) or settings.environment
+        return settings._replace(environment=environment), fallbacks
+
+    settings, fallbacks = load()
+    logger, log_fallbacks = _build_logger(args, settings)
+    log = EventLog(logger)
+    out = Output(sys.stdout)
+    try:
+        # The loop reports the environment itself, at each cycle.
+        report_fallbacks(log_fallbacks + ([] if args.command == _LOOP else fallbacks), log)
+        context = Context(settings, load, clock, log, out)
+        return _run(args, context)
+    finally:
+        close_logger(logger)
+
+
+def _run(args: argparse.Namespace, context: Context) -> int:
+    """The error boundary: every failure becomes an event and an exit code."""
+    log, command = context.log, args.command
+    started = context.clock.monotonic()
+    log.info(
+        "storage_manager.command_start",
+        f"{command} on {context.settings.storage_dir}",
+        command=command,
+        storage_dir=context.settings.storage_dir,
+        storage_source=context.settings.storage_source,
+        environment=context.settings.environment,
+    )
+    problem: Optional[str] = None
+    try:
+        exit_code: int = args.module.run(args, context)
+    except StorageManagerError as error:
+        exit_code, problem = error.exit_code, str(error)
+        if not error.reported:
+            emit = log.error if error.exit_code in (EXIT_FAILED, EXIT_USAGE) else log.warning
+            event = _usage_event(command) if isinstance(error, UsageError) else error.event
+            emit(event, problem, command=command, exit_code=exit_code, **error.fields)
+    except Interrupted as interrupted:
+        exit_code, problem = interrupted.exit_code, str(interrupted)
+        log.warning("storage_manager.command_failed", problem, command=command, exit_code=exit_code)
+    except OSError as error:
+        exit_code = EXIT_FAILED
+        problem = f"{describe_errno(error)}" + (f": {error.filename}" if error.filename else "")
+        log.error("storage_manager.command_failed", problem, command=command, exit_code=exit_code)
+    except MemoryError:
+        exit_code, problem = EXIT_FAILED, "not enough memory for a store of this size; nothing was left half done"
+        log.error("storage_manager.command_failed", problem, command=command, exit_code=exit_code)
+    except Exception as error:  # a fault of ours: the log gets the traceback, the user a sentence
+        exit_code, problem = EXIT_FAILED, f"internal error, please report it: {type(error).__name__}: {error}"
+        log.exception("storage_manager.command_failed", problem, error, command=command, exit_code=exit_code)
+    context.out.flush()
+    if context.out.failure is not None and exit_code == EXIT_OK:
+        exit_code, problem = EXIT_FAILED, f"cannot write the result: {describe_errno(context.out.failure)}"
+        log.error("storage_manager.command_failed", problem, command=command, exit_code=exit_code)
+    log.info(
+        "storage_manager.command_end",
+        f"{command} ended with exit code {exit_code}" + (f": {problem}" if problem else ""),
+        command=command,
+        exit_code=exit_code,
+        duration_ms=round((context.clock.monotonic() - started) * 1000),
+    )
+    return exit_code
+
+
+def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging.Logger, list[Fallback]]:
+    stream = standard_error()
+    on_terminal = stream is not None and stream.isatty()
+    chosen_format = getattr(args, "log_format", None)
+    if chosen_format is not None:
+        as_json = chosen_format == "json"
+    else:
+        as_json = not on_terminal if settings.log_json is None else settings.log_json
+    chosen_level = getattr(args, "log_level", None)
+    if chosen_level is not None:
+        level = LEVELS[chosen_level]
+    else:
+        # A person at a terminal reads the result; the loop has no other result than its events.
+        level = logging.WARNING if on_terminal and args.command != _LOOP else settings.log_level
+    logger = build_logger(stream, as_json, level)
+    fallbacks = []
+    if settings.log_file:
+        problem = add_log_file(logger, settings.log_file)
+        if problem is not None:
+            fallbacks.append(Fallback("LOG_FILE", printable(settings.log_file, 200), "no log file", problem))
+    return logger, fallbacks
+
+
+def _wrong_usage(wrong: _WrongUsage, arguments: list[str]) -> int:
+    """argparse's message and a hint for people; the event for whoever reads logs."""
+    stream = standard_error()
+    if stream is not None:
+        wrong.parser.print_usage(stream)
+        print(f"{wrong.parser.prog}: error: {printable(wrong)}", file=stream)
+        print(f"Try '{wrong.parser.prog} --help'.", file=stream, flush=True)
+    settings, _ = read_settings(os.environ, None, None)
+    # On a terminal the sentence stands there already.
+    show = stream is not None and not stream.isatty()
+    logger = build_logger(stream if show else None, settings.log_json is not False, logging.INFO)
+    if settings.log_file:
+        add_log_file(logger, settings.log_file)
+    command = next((name for name in (module.NAME for module in COMMANDS) if name in arguments), None)
+    EventLog(logger).error(_usage_event(command), f"wrong usage: {wrong}", command=command, exit_code=EXIT_USAGE)
+    close_logger(logger)
+    return EXIT_USAGE
+
+
+def _usage_event(command: Optional[str]) -> str:
+    return f"storage_manager.{'prune.validation_failed' if command == prune_size.NAME else 'command_failed'}"
+
+
+def _occupy_standard_descriptors() -> None:
+    """Make sure that 0, 1 and 2 are open: a file of the store must never become somebody's standard error."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

@@ -1,0 +1,118 @@
+"""Time, and the signals that cut it short. Everything that waits or looks at a clock is handed this."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from types import FrameType
+from typing import Optional
+
+from storage_manager.errors import Interrupted
+
+# select() refuses absurd time-outs; a longer sleep is taken in slices of this.
+LONGEST_SLICE_SECS = 86_400.0
+
+
+class Clock:
+    """The real clock, and the process's SIGINT, SIGTERM and SIGUSR1 once `install()` has been called.
+
+    A stop signal raises Interrupted at once, except inside `deferred()`, where it is only remembered: the
+    code there asks `stopping` between steps. Every sleep ends early when a signal arrives, however short
+    before the sleep it came (the signal leaves a byte in a pipe that the sleep watches).
+    """
+
+    def __init__(self) -> None:
+        self.stop_signal: Optional[int] = None
+        self.wake_requested = False
+        self._deferred = False
+        self._pipe: Optional[tuple[int, int]] = None
+
+    def install(self) -> None:
+        """Take over the signals. Only the main thread of a process may call this."""
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+        self._pipe = (reader, writer)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            # A shell starts background jobs with SIGINT ignored, and expects that to be respected.
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, self._on_stop)
+        signal.signal(signal.SIGUSR1, self._on_wake)
+
+    def now(self) -> datetime:
+        """Naive UTC, as the store's time stamps are."""
+        return datetime.now(timezone.utc).replace(tzinfo=None)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    @property
+    def stopping(self) -> bool:
+        return self.stop_signal is not None
+
+    def check(self) -> None:
+        """Raise Interrupted when a stop signal was deferred."""
+        if self.stop_signal is not None:
+            raise Interrupted(self.stop_signal)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a stop signal is remembered instead of raised."""
+        before, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = before
+
+    def sleep(self, secs: float) -> None:
+        """Sleep for `secs`, or until a signal arrives."""
+        secs = max(0.0, min(secs, LONGEST_SLICE_SECS))
+        if self._pipe is None:
+            time.sleep(secs)
+            return
+        ready, _, _ = select.select([self._pipe[0]], [], [], secs)
+        if ready:
+            try:
+                os.read(self._pipe[0], 4096)
+            except BlockingIOError:  # another signal's handler emptied it; the wake-up counts all the same
+                pass
+
+    def pause(self, secs: float) -> None:
+        """Sleep for `secs` whatever signals arrive; they are remembered."""
+        time.sleep(secs)
+
+    def _on_stop(self, signum: int, frame: Optional[FrameType]) -> None:
+        self.stop_signal = signum
+        if not self._deferred:
+            raise Interrupted(signum)
+
+    def _on_wake(self, signum: int, frame: Optional[FrameType]) -> None:
+        self.wake_requested = True
+
+
+class Patience:
+    """How much longer to wait for something: `secs` in all, but only `stopping_secs` once asked to stop."""
+
+    def __init__(self, clock: Clock, secs: float, stopping_secs: float) -> None:
+        self._clock = clock
+        self._stopping_secs = stopping_secs
+        self._deadline = clock.monotonic() + secs
+        self._stop_deadline: Optional[float] = None
+
+    def exhausted(self) -> bool:
+        now = self._clock.monotonic()
+        if self._clock.stopping:
+            if self._stop_deadline is None:
+                self._stop_deadline = now + self._stopping_secs
+            if now >= self._stop_deadline:
+                return True
+        return now >= self._deadline
+
+    def pause(self, secs: float) -> None:
+        self._clock.pause(secs)

@@ -1,0 +1,111 @@
+"""`stats`: how much there is, in whose group, what is odd, and how full the store is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Optional
+
+from storage_manager import report
+from storage_manager.commands import Context
+from storage_manager.entry import utc_text
+from storage_manager.errors import EXIT_OK
+from storage_manager.model import Snapshot
+from storage_manager.output import Output
+from storage_manager.pruner import take_snapshot
+from storage_manager.text import printable
+
+NAME = "stats"
+HELP = "totals, groups, anomalies, and how full the store is"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--group", metavar="G", help="only this group's sessions")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    settings = context.settings
+    snapshot = take_snapshot(settings.storage_dir, context.clock, context.log).scoped(args.group)
+    facts = _facts(snapshot, settings.storage_dir, args.group, settings.max_storage_bytes)
+    if args.json:
+        context.out.json(facts)
+    else:
+        _print(facts, context.out)
+    context.log.info(
+        "storage_manager.stats.summary",
+        f"{report.counted(facts['session_count'], 'session')}, {report.size(facts['usage_bytes'])} "
+        f"of {report.size(facts['limit_bytes'])}",
+        **{name: value for name, value in facts.items() if name != "groups"},
+    )
+    return EXIT_OK
+
+
+def _facts(snapshot: Snapshot, storage_dir: str, group: Optional[str], limit_bytes: int) -> dict[str, Any]:
+    groups: dict[Optional[str], list[int]] = {}
+    declared = 0
+    for session in snapshot.sessions:
+        row = groups.setdefault(session.group, [0, 0])
+        row[0] += 1
+        row[1] += session.size_bytes
+        declared += session.declared_bytes or 0
+    usage = snapshot.usage_bytes
+    session_bytes = snapshot.session_bytes
+    return {
+        "storage_dir": storage_dir,
+        "group": group,
+        "session_count": len(snapshot.sessions),
+        "session_bytes": session_bytes,
+        "declared_bytes": declared,
+        "drift_bytes": session_bytes - declared,
+        "usage_bytes": usage,
+        "usage_mb": report.megabytes(usage),
+        "limit_bytes": limit_bytes,
+        "limit_mb": report.megabytes(limit_bytes),
+        "used_percent": round(100 * usage / limit_bytes, 1),
+        "oldest_created_at": utc_text(snapshot.sessions[0].created_at) if snapshot.sessions else None,
+        "newest_created_at": utc_text(snapshot.sessions[-1].created_at) if snapshot.sessions else None,
+        "groups": [
+            {"group": name, "session_count": count, "session_bytes": size}
+            for name, (count, size) in sorted(groups.items(), key=lambda item: (-item[1][1], item[0] or ""))
+        ],
+        "anomalies": {
+            kind: {"count": count, "size_bytes": size} for kind, (count, size) in snapshot.anomaly_totals().items()
+        },
+    }
+
+
+def _print(facts: dict[str, Any], out: Output) -> None:
+    usage, limit = facts["usage_bytes"], facts["limit_bytes"]
+    out.line(f"Store      {printable(facts['storage_dir'])}")
+    if facts["group"] is not None:
+        out.line(f"Group      {printable(facts['group'], 200)}")
+    out.line(f"Usage      {report.size(usage)} of {report.size(limit)}  {facts['used_percent']} %")
+    out.line(f"           {report.bar(usage, limit, out.encoding)}")
+    out.line(f"Sessions   {facts['session_count']:,}, {report.size(facts['session_bytes'])}")
+    if facts["drift_bytes"]:
+        direction = "more" if facts["drift_bytes"] > 0 else "less"
+        drift = report.size(abs(facts["drift_bytes"]))
+        out.line(f"Declared   {report.size(facts['declared_bytes'])}; on disk there is {drift} {direction}")
+    if facts["oldest_created_at"]:
+        out.line(f"Oldest     {facts['oldest_created_at']}")
+        out.line(f"Newest     {facts['newest_created_at']}")
+    if facts["groups"] and facts["group"] is None:
+        out.line("")
+        rows = [
+            (
+                "-" if row["group"] is None else row["group"],
+                f"{row['session_count']:,}",
+                report.size(row["session_bytes"]),
+            )
+            for row in facts["groups"]
+        ]
+        for line in report.table(("GROUP", "SESSIONS>", "SIZE>"), rows):
+            out.line(line)
+    if facts["anomalies"]:
+        out.line("")
+        rows = [
+            (kind.replace("_", " "), f"{found['count']:,}", report.size(found["size_bytes"]))
+            for kind, found in facts["anomalies"].items()
+        ]
+        for line in report.table(("ANOMALY", "COUNT>", "SIZE>"), rows):
+            out.line(line)

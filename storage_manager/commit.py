@@ -1,0 +1,381 @@
+"""Changing metadata.json beside a writer that takes no lock: the safe commit, and recovery after a crash.
+
+The order of the steps is the protocol; docs/design.md tells why each is where it is. The guarantee: an entry
+that the client has written is never lost, whatever interleaving, and wherever this process dies. What it
+rests on: the client writes in place (it never renames over metadata.json), and an open() of the old file that
+had begun before our rename gets as far as truncating it within SETTLE_SECS.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple, Optional
+
+from storage_manager.clock import Clock, Patience
+from storage_manager.document import Document, Fingerprint, parse, reparse
+from storage_manager.draft import DISK_FULL, Draft, access_list, remove_leftover
+from storage_manager.entry import read_entry
+from storage_manager.errors import (
+    CommitContended,
+    NotWritable,
+    StorageManagerError,
+    StoreError,
+    errno_name,
+    failing_as,
+)
+from storage_manager.logs import EventLog
+from storage_manager.metadata import READ_PATIENCE_SECS, Reading, is_named, read_descriptor, read_stable
+from storage_manager.model import Session
+from storage_manager.store import METADATA_NAME, Store
+
+PREV_NAME = ".metadata.json.prev"
+ASIDE_PREFIX = ".metadata.json.torn-"
+
+# How long to go on trying when the client changes the file under every attempt. Each attempt needs one quiet
+# moment of some 100 ms at 100,000 sessions; a client at full speed leaves several a minute.
+COMMIT_PATIENCE_SECS = 60.0
+
+# Asked to stop, we have the 10 s that Docker grants by default: half for reading, half for the rest.
+STOPPING_PATIENCE_SECS = 4.0
+
+# An open() that looked the old file up before our rename truncates it microseconds later, unless its thread
+# loses the processor in between: some scheduling rounds of a busy machine.
+SETTLE_SECS = 0.05
+
+# Each salvage that is itself raced keeps one more old file reachable. More than a few in a row cannot be
+# chance; then the files wait for the next run.
+MOST_PREVIOUS = 8
+
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+
+
+class Edit(NamedTuple):
+    """What a commit does to the document."""
+
+    drop: Collection[str] = ()
+    replace: Mapping[str, bytes] = {}
+    add: Sequence[bytes] = ()
+
+
+Editor = Callable[[Document], Optional[Edit]]
+"""Looks at the current document and says what to change; None for nothing."""
+
+
+class Committer:
+    """Commits to one store's metadata.json. Use under the prune lock; close when done."""
+
+    def __init__(self, store: Store, clock: Clock, log: EventLog) -> None:
+        self._store = store
+        self._clock = clock
+        self._log = log
+        self._draft: Optional[Draft] = None
+
+    def prepare(self, reading: Reading) -> None:
+        """Make sure, before the first deletion, that a commit will be possible.
+
+        Raises NotWritable or StoreError when it will not be. A full disk is no obstacle: deleting blobs is
+        what will make room.
+        """
+        directory = self._store.path
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=self._store.dir_fd, effective_ids=True):
+            raise NotWritable(
+                f"the storage directory {directory} is not writable for user {os.geteuid()} "
+                f"(or its file system is read-only): nothing was deleted"
+            )
+        self._refuse_immutable()
+        try:
+            self._draft_like(reading)
+        except StoreError as error:
+            if error.errno not in DISK_FULL:
+                raise
+
+    def commit(self, editor: Editor, known: Optional[Fingerprint]) -> Optional[Fingerprint]:
+        """Apply an edit so that no client's entry is lost. The next commit may be given what is returned.
+
+        `known` is the fingerprint of an earlier version: what it knows is not decoded again. None is
+        returned when there was nothing to change. Raises MetadataCorrupt, CommitContended, NotWritable or
+        StoreError; the file is then as it was, or as intended, and never anything between.
+        """
+        patience = Patience(self._clock, COMMIT_PATIENCE_SECS, STOPPING_PATIENCE_SECS)
+        while True:
+            read_patience = Patience(self._clock, READ_PATIENCE_SECS, STOPPING_PATIENCE_SECS)
+            found = read_stable(self._store, read_patience, lambda data: reparse(data, known) if known else parse(data))
+            if found is None:
+                return None
+            reading, document = found
+            with reading:
+                edit = editor(document)
+                if edit is None:
+                    return None
+                if self._replace(reading, document, edit):
+                    return document.fingerprint(without=edit.drop)
+            if patience.exhausted():
+                raise CommitContended(
+                    f"{self._store.file(METADATA_NAME)} changed during every attempt to commit. The blobs are deleted "
+                    f"and their entries stay until the next prune removes them; no session was lost"
+                )
+
+    def recover(self) -> None:
+        """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""
+        if remove_leftover(self._store):
+            self._log.info("storage_manager.recovered", "removed the unfinished draft of a run that died", what="draft")
+        for name in reversed(_previous_names()):
+            try:
+                status = os.stat(name, dir_fd=self._store.dir_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StoreError("examine", self._store.file(name), error) from error
+            self._recover_previous(name, status)
+
+    def close(self) -> None:
+        """Give up a draft that was not needed."""
+        if self._draft is not None:
+            self._draft.discard()
+            self._draft = None
+
+    def _replace(self, reading: Reading, document: Document, edit: Edit) -> bool:
+        """One attempt: True when the edited document is in place, False when the file changed meanwhile."""
+        draft = self._draft_like(reading)
+        draft.write(document.rendered(edit.drop, edit.replace, edit.add))
+        previous = self._link_previous()
+        try:
+            if not (reading.unchanged() and is_named(self._store, METADATA_NAME, reading.status)):
+                self._unlink(previous)
+                return False
+            draft.publish()
+        except BaseException:
+            # The rename did not happen, or its failure is all we know: the old file keeps its second name
+            # unless it certainly still has the first.
+            with suppress(StorageManagerError):
+                if is_named(self._store, METADATA_NAME, reading.status):
+                    self._unlink(previous)
+            raise
+        self._draft = None
+        sync_failure = self._sync_directory()
+        self._salvage_late_write(reading, document, previous)
+        if sync_failure is not None:
+            raise StoreError("sync the directory", self._store.path, sync_failure)
+        return True
+
+    def _salvage_late_write(self, reading: Reading, document: Document, previous: Optional[str]) -> None:
+        """Put back what a writer that had opened the old file before the rename has written to it since."""
+        if reading.unchanged():
+            self._clock.pause(SETTLE_SECS)
+            if reading.unchanged():
+                self._unlink(previous)
+                return
+        # With a second name the next run can go on waiting; without one this is the only chance.
+        stopping_secs = STOPPING_PATIENCE_SECS if previous else READ_PATIENCE_SECS
+        patience = Patience(self._clock, READ_PATIENCE_SECS, stopping_secs)
+        late = read_descriptor(self._store, reading.fd, patience)
+        if late is not None:
+            added = self._put_back(late, document)
+            self._log.info(
+                "storage_manager.recovered",
+                f"a save that overlapped the commit was merged: {added} entries put back",
+                what="late_write",
+                entries=added,
+            )
+            self._unlink(previous)
+        elif previous:
+            self._log.warning(
+                "storage_manager.recovered",
+                f"a write that overlapped the commit is not complete yet; {previous} is kept for the next run",
+                what="pending",
+                file=previous,
+            )
+        else:
+            self._copy_aside(reading.fd)
+
+    def _recover_previous(self, name: str, status: os.stat_result) -> None:
+        store = self._store
+        if not stat.S_ISREG(status.st_mode):
+            raise StorageManagerError(f"{store.file(name)} is not a regular file: move it away")
+        with failing_as("open", store.file(name)):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+        try:
+            try:
+                current = os.stat(METADATA_NAME, dir_fd=store.dir_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                with failing_as("restore", store.file(METADATA_NAME)):
+                    self._link(name, METADATA_NAME)
+                current = status
+            except OSError as error:
+                raise StoreError("examine", store.file(METADATA_NAME), error) from error
+            if (current.st_dev, current.st_ino) != (status.st_dev, status.st_ino):
+                patience = Patience(self._clock, READ_PATIENCE_SECS, 0.0)
+                late = read_descriptor(store, fd, patience)
+                if late is None:
+                    self._clock.check()
+                    self._move_aside(name)
+                    return
+                added = self._put_back(late, None)
+                self._log.info(
+                    "storage_manager.recovered",
+                    f"finished the commit of a run that died: {added} entries put back",
+                    what="commit",
+                    entries=added,
+                )
+        finally:
+            os.close(fd)
+        self._unlink(name)
+
+    def _put_back(self, late: Document, base: Optional[Document]) -> int:
+        """Merge a document that a writer left in a replaced file; how many entries that took."""
+        count = 0
+
+        def editor(current: Document) -> Optional[Edit]:
+            nonlocal count
+            edit = merge(current, late, base, self._store)
+            count = len(edit.add) + len(edit.replace)
+            return edit if count else None
+
+        self.commit(editor, late.fingerprint())
+        return count
+
+    def _draft_like(self, reading: Reading) -> Draft:
+        acl = access_list(reading.fd)
+        if self._draft is not None and not self._draft.fits(reading.status, acl):
+            self.close()
+        if self._draft is None:
+            self._draft = Draft(self._store, reading.status, acl)
+        return self._draft
+
+    def _refuse_immutable(self) -> None:
+        """Find the immutable and append-only attributes, which let nobody rename over the file."""
+        try:
+            fd = os.open(
+                METADATA_NAME, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._store.dir_fd
+            )
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EROFS):
+                raise NotWritable(
+                    f"{self._store.file(METADATA_NAME)} cannot be replaced ({errno_name(error.errno)}; "
+                    f"see lsattr): nothing was deleted"
+                ) from error
+            return  # a file without write permission can be replaced all the same
+        os.close(fd)
+
+    def _link_previous(self) -> Optional[str]:
+        """Give the current file a second name, so that it stays reachable when we die after the rename.
+
+        None where the file system has no hard links.
+        """
+        for name in _previous_names():
+            try:
+                self._link(METADATA_NAME, name)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                if error.errno in NO_HARD_LINKS:
+                    return None
+                raise StoreError("link", self._store.file(name), error) from error
+            return name
+        raise StorageManagerError(
+            f"{MOST_PREVIOUS} files {self._store.file(PREV_NAME)}* are waiting to be recovered; run again, and look "
+            f"for a stuck client if that does not help"
+        )
+
+    def _link(self, name: str, other: str) -> None:
+        directory = self._store.dir_fd
+        os.link(name, other, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+
+    def _unlink(self, previous: Optional[str]) -> None:
+        if previous is not None:
+            with failing_as("remove", self._store.file(previous)), suppress(FileNotFoundError):
+                os.unlink(previous, dir_fd=self._store.dir_fd)
+
+    def _sync_directory(self) -> Optional[OSError]:
+        try:
+            os.fsync(self._store.dir_fd)
+        except OSError as error:
+            # EINVAL: a file system that has nothing to sync for a directory.
+            return None if error.errno == errno.EINVAL else error
+        return None
+
+    def _move_aside(self, name: str) -> None:
+        aside = self._aside_name()
+        with failing_as("rename", self._store.file(name)):
+            os.rename(name, aside, src_dir_fd=self._store.dir_fd, dst_dir_fd=self._store.dir_fd)
+        self._report_aside(aside)
+
+    def _copy_aside(self, fd: int) -> None:
+        aside = self._aside_name()
+        with failing_as("write", self._store.file(aside)):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            target = os.open(aside, flags, 0o600, dir_fd=self._store.dir_fd)
+            with open(target, "wb") as copy, open(os.dup(fd), "rb") as source:
+                source.seek(0)
+                copy.write(source.read())
+        self._report_aside(aside)
+
+    def _aside_name(self) -> str:
+        return f"{ASIDE_PREFIX}{self._clock.now():%Y%m%dT%H%M%S%fZ}"
+
+    def _report_aside(self, aside: str) -> None:
+        self._log.warning(
+            "storage_manager.recovered",
+            f"a client died while it wrote the metadata; its unfinished text is kept in {self._store.file(aside)}. "
+            f"Sessions missing since can be looked up there; delete it when nothing is missed",
+            what="kept_aside",
+            file=aside,
+        )
+
+
+def removal(store: Store, deleted: Mapping[str, Session], swept: Mapping[str, Session]) -> Editor:
+    """An editor that drops the entries of `deleted` blobs, and of `swept` dangling entries still without one.
+
+    An entry that somebody changed meanwhile stays if a blob of its own is on disk: then it is another session.
+    """
+
+    def editor(current: Document) -> Optional[Edit]:
+        drop = {key for key in current.keys if key in deleted}
+        doubtful = {
+            current.keys[index]: index for index in current.fresh if current.keys[index] in deleted
+        }  # fmt: skip
+        if swept:
+            doubtful.update((key, index) for index, key in enumerate(current.keys) if key in swept)
+        for key, index in doubtful.items():
+            entry = read_entry(key, current.value(index))
+            planned = deleted.get(key) or swept[key]
+            gone = entry is not None and not (store.has_blob(planned.blob_name) or store.has_blob(entry.blob_name))
+            (drop.add if gone else drop.discard)(key)
+        return Edit(drop=drop) if drop else None
+
+    return editor
+
+
+def merge(current: Document, late: Document, base: Optional[Document], store: Store) -> Edit:
+    """What `current` lacks of a `late` document that somebody wrote from `base` or a version before it.
+
+    Entries that only `late` has come back when their blob is on disk (a victim's is not). An entry that both
+    have comes back when `late` changed it and `current` did not. Without a base, current entries win.
+    """
+    currently = {key: index for index, key in enumerate(current.keys)}
+    originally = {key: index for index, key in enumerate(base.keys)} if base is not None else {}
+    replace: dict[str, bytes] = {}
+    add: dict[str, bytes] = {}
+    for index, key in enumerate(late.keys):
+        piece = late.piece(index)
+        if key not in currently:
+            entry = read_entry(key, late.value(index))
+            if entry is not None:
+                wanted = store.has_blob(entry.blob_name)
+            else:  # not ours to understand: what the writer has added stays
+                wanted = base is not None and key not in originally
+            if wanted:
+                add[key] = piece
+        elif base is not None and key in originally:
+            original = base.piece(originally[key]).strip()
+            if piece.strip() != original and current.piece(currently[key]).strip() == original:
+                replace[key] = piece
+    return Edit(replace=replace, add=list(add.values()))
+
+
+def _previous_names() -> list[str]:
+    return [PREV_NAME] + [f"{PREV_NAME}.{number}" for number in range(1, MOST_PREVIOUS)]

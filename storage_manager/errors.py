@@ -1,0 +1,124 @@
+"""What can go wrong, and the exit code of each: the one table that help, documentation and code share."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_LOCK_BUSY = 2
+EXIT_USAGE = 64
+
+EXIT_CODES = {
+    EXIT_OK: "done (also: nothing to do, or cancelled at the prompt)",
+    EXIT_FAILED: "failed, or the target could not be met",
+    EXIT_LOCK_BUSY: "another prune holds the lock",
+    EXIT_USAGE: "wrong usage",
+    130: "interrupted by SIGINT, after committing what was done",
+    143: "interrupted by SIGTERM, after committing what was done",
+}
+
+
+class StorageManagerError(Exception):
+    """An error that operation can bring about: its text names the thing and the remedy."""
+
+    exit_code = EXIT_FAILED
+    event = "storage_manager.command_failed"
+    reported = False
+    """True once an event has told of it, so that nobody tells it twice."""
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """Event fields that say more than the sentence does."""
+        return {}
+
+
+class UsageError(StorageManagerError):
+    """The command line asks for something that makes no sense."""
+
+    exit_code = EXIT_USAGE
+
+
+class StoreMissing(StorageManagerError):
+    """The storage directory does not exist, or is not a directory."""
+
+
+class StoreError(StorageManagerError):
+    """A system call on the store failed."""
+
+    def __init__(self, action: str, name: str, error: OSError) -> None:
+        self.name = name
+        self.errno = error.errno
+        super().__init__(f"cannot {action} {name}: {describe_errno(error)}")
+
+    @property
+    def fields(self) -> dict[str, object]:
+        return {"file": self.name, "errno": errno_name(self.errno)}
+
+
+class NotWritable(StorageManagerError):
+    """Removing entries would be impossible, so nothing may be deleted."""
+
+
+class MetadataCorrupt(StorageManagerError):
+    """metadata.json stayed unreadable for as long as a reader has to be patient."""
+
+    event = "storage_manager.metadata_corrupt"
+
+
+class CommitContended(StorageManagerError):
+    """metadata.json changed under every attempt to commit. The entries stay, dangling; nothing is lost."""
+
+
+class LockBusy(StorageManagerError):
+    """Another prune holds the lock."""
+
+    exit_code = EXIT_LOCK_BUSY
+    event = "storage_manager.prune.lock_busy"
+
+    def __init__(self, message: str, holder: dict[str, object]) -> None:
+        self.holder = holder
+        super().__init__(message)
+
+    @property
+    def fields(self) -> dict[str, object]:
+        return {f"holder_{key}": value for key, value in self.holder.items()}
+
+
+class LockUnavailable(StorageManagerError):
+    """This file system or lock file cannot be locked; nothing runs unlocked."""
+
+
+class LockLost(StorageManagerError):
+    """Somebody replaced the lock file while it was held, so another prune may be running."""
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM. Not an Exception, so that no handler of ordinary failures swallows it."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(f"interrupted by signal {signum}")
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signum
+
+
+def errno_name(number: int | None) -> str:
+    return errno.errorcode.get(number or 0, str(number))
+
+
+def describe_errno(error: OSError) -> str:
+    return f"{error.strerror or error} ({errno_name(error.errno)})"
+
+
+@contextmanager
+def failing_as(action: str, name: str) -> Iterator[None]:
+    """Turn an OSError inside into a StoreError that says what was being done to which file."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(action, name, error) from error

@@ -1,0 +1,125 @@
+"""The loop: a prune every interval, for ever. Nothing in the environment, the store or the clock ends it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+from storage_manager import report
+from storage_manager.clock import Clock
+from storage_manager.config import Fallback, Settings
+from storage_manager.entry import utc_text
+from storage_manager.errors import EXIT_FAILED, EXIT_OK, Interrupted, StorageManagerError
+from storage_manager.logs import EventLog
+from storage_manager.policy import PruneLimits, plan_prune
+from storage_manager.pruner import Job, dry_run, run
+from storage_manager.schedule import sleep_secs, wake_up_at
+
+Load = Callable[[], "tuple[Settings, list[Fallback]]"]
+"""Reads the environment; called before each cycle."""
+
+
+def run_loop(load: Load, clock: Clock, log: EventLog, once: bool, only_plan: bool) -> int:
+    """Run cycles until SIGTERM or SIGINT, then return 0; with `once`, run one and return its exit code."""
+    with clock.deferred():
+        settings, _ = load()
+        log.info(
+            "housekeeper.started",
+            f"keeping {settings.storage_dir} below {report.size(settings.max_storage_bytes)}, "
+            f"every {settings.interval_secs / 60:g} minutes",
+            storage_dir=settings.storage_dir,
+            storage_source=settings.storage_source,
+            max_storage_mb=report.megabytes(settings.max_storage_bytes),
+            interval_mins=settings.interval_secs / 60,
+            lock_stale_seconds=settings.lock_stale_secs,
+            environment=settings.environment,
+            dry_run=only_plan,
+        )
+        while True:
+            started = clock.monotonic()
+            clock.wake_requested = False
+            log.begin_run()
+            settings, fallbacks = load()
+            report_fallbacks(fallbacks, log)
+            exit_code = _cycle(settings, clock, log, only_plan)
+            if once:
+                return exit_code
+            # The collector is off while a command runs (see cli); what a cycle left goes here.
+            gc.collect()
+            _sleep(clock, log, sleep_secs(clock.monotonic() - started, settings.interval_secs))
+            if clock.stopping:
+                log.info("housekeeper.stopping", f"stopping on signal {clock.stop_signal}", signal=clock.stop_signal)
+                return EXIT_OK
+
+
+def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:
+    for fallback in fallbacks:
+        log.warning(
+            "housekeeper.invalid_env",
+            f"{fallback.variable} is {fallback.value!r}: {fallback.reason}; using {fallback.default}",
+            variable=fallback.variable,
+            value=fallback.value,
+            default=fallback.default,
+            reason=fallback.reason,
+        )
+
+
+def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool) -> int:
+    """One prune, whatever comes of it. Returns its exit code; raises nothing."""
+    log.info("housekeeper.cycle_start", f"looking after {settings.storage_dir}", storage_dir=settings.storage_dir)
+    limits = PruneLimits(settings.max_storage_bytes, settings.max_storage_bytes)
+    job = Job(
+        kind="prune",
+        command="run-loop",
+        storage_dir=settings.storage_dir,
+        planner=lambda snapshot, now: plan_prune(snapshot, limits, now),
+        group=None,
+        limit_bytes=limits.limit_bytes,
+        target_bytes=limits.target_bytes,
+        lock_timeout_secs=0.0,
+        lock_stale_secs=settings.lock_stale_secs,
+    )
+    try:
+        outcome = (dry_run if only_plan else run)(job, clock, log)
+    except StorageManagerError as error:
+        if not error.reported:
+            log.warning(error.event, str(error), storage_dir=settings.storage_dir, **error.fields)
+        exit_code, why = error.exit_code, str(error)
+    except Interrupted:
+        return EXIT_OK
+    except Exception as error:  # a fault of ours must not stop the housekeeping for ever
+        log.exception(
+            "housekeeper.cycle_failed",
+            f"the cycle failed: {type(error).__name__}: {error}; the next one tries again",
+            error,
+            storage_dir=settings.storage_dir,
+            exit_code=EXIT_FAILED,
+        )
+        return EXIT_FAILED
+    else:
+        exit_code, why = outcome.exit_code, report.sentence(outcome)
+    if exit_code == EXIT_OK:
+        log.info("housekeeper.cycle_ok", why, storage_dir=settings.storage_dir, exit_code=exit_code)
+    else:
+        log.warning(
+            "housekeeper.cycle_nonzero",
+            f"the cycle ended with exit code {exit_code}: {why}",
+            storage_dir=settings.storage_dir,
+            exit_code=exit_code,
+        )
+    return exit_code
+
+
+def _sleep(clock: Clock, log: EventLog, secs: float) -> None:
+    if clock.stopping:
+        return
+    next_wake_up = utc_text(wake_up_at(clock.now(), secs).replace(microsecond=0))
+    log.info(
+        "housekeeper.sleep", f"sleeping until {next_wake_up}", sleep_seconds=round(secs, 1), next_wake_up=next_wake_up
+    )
+    deadline = clock.monotonic() + secs
+    while not clock.stopping and not clock.wake_requested:
+        left = deadline - clock.monotonic()
+        if left <= 0:
+            return
+        clock.sleep(left)

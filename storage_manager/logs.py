@@ -1,0 +1,289 @@
+"""Events: one JSON object (CLEF) or one line of text each, to standard error and a rotated file.
+
+Guarantees: logging never raises, and never blocks for long on a reader that has stopped reading (lines are
+dropped and counted instead); JSON lines are strict JSON; nothing raw from a file name reaches a terminal.
+Not guaranteed: that a line is on disk when the process is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import stat
+import sys
+import time
+from typing import Any, Optional, TextIO
+
+from storage_manager import __version__
+from storage_manager.text import printable
+
+LOGGER_NAME = "storage_manager"
+
+LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR,
+          "CRITICAL": logging.CRITICAL}  # fmt: skip
+
+# CLEF's names for the levels.
+_CLEF_LEVELS = {logging.DEBUG: "Debug", logging.INFO: "Information", logging.WARNING: "Warning",
+                logging.ERROR: "Error", logging.CRITICAL: "Fatal"}  # fmt: skip
+
+# A housekeeper must not fill the disk: three files of ten megabytes.
+LOG_FILE_BYTES = 10 * 1024 * 1024
+LOG_FILE_BACKUPS = 2
+
+# How long all the lines of one run together may wait for a reader that has stopped reading.
+STALL_SECS = 2.0
+
+# poll() promises room for this much in a pipe.
+_PIPE_CHUNK_BYTES = 4096
+
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+class EventLog:
+    """What the rest of the program logs with: events, with a stable key, a sentence and fields."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self.run_id = ""
+        self._constants = ""
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        """Give the events from here on an identity of their own: one per command, and per cycle of the loop."""
+        self.run_id = os.urandom(8).hex()
+        constants = {
+            "logger": LOGGER_NAME,
+            "run_id": self.run_id,
+            "host": _strict(os.uname().nodename),
+            "pid": os.getpid(),
+            "version": __version__,
+        }
+        self._constants = "," + _encode(constants)[1:-1]  # encoded once, not for each of 50,000 deletions
+        for handler in self._logger.handlers:
+            if isinstance(handler, StderrHandler):
+                handler.begin_run()
+
+    def debug(self, event: str, message: str, **fields: object) -> None:
+        self._emit(logging.DEBUG, event, message, fields)
+
+    def info(self, event: str, message: str, **fields: object) -> None:
+        self._emit(logging.INFO, event, message, fields)
+
+    def warning(self, event: str, message: str, **fields: object) -> None:
+        self._emit(logging.WARNING, event, message, fields)
+
+    def error(self, event: str, message: str, **fields: object) -> None:
+        self._emit(logging.ERROR, event, message, fields)
+
+    def exception(self, event: str, message: str, fault: BaseException, **fields: object) -> None:
+        """An error event with the traceback of `fault`."""
+        self._emit(logging.ERROR, event, message, fields, fault)
+
+    def _emit(
+        self, level: int, event: str, message: str, fields: dict[str, object], error: Optional[BaseException] = None
+    ) -> None:
+        # Below _log() there is nothing but time spent on finding the caller, which no event shows.
+        if not self._logger.isEnabledFor(level):
+            return
+        exc_info = (type(error), error, error.__traceback__) if error is not None else None
+        record = logging.LogRecord(LOGGER_NAME, level, "", 0, message, None, exc_info)
+        record.event = event
+        record.constants = self._constants
+        record.fields = fields
+        self._logger.handle(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """CLEF: one strict JSON object on one line, whatever the fields hold."""
+
+    _second = -1
+    _second_text = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        fields = getattr(record, "fields", {})
+        try:
+            tail = _encode(fields)
+            text = _encode(message)
+            # An escaped lone surrogate is JSON by its grammar, but strict readers refuse it; and a name with
+            # an @ in front is CLEF's own.
+            if "\\ud" in tail or "\\ud" in text or '"@' in tail:
+                raise ValueError
+        except (TypeError, ValueError, RecursionError):
+            tail = _encode({_clef_name(name): _strict(value) for name, value in fields.items()})
+            text = _encode(_strict(message))
+        level = _CLEF_LEVELS.get(record.levelno, "Information")
+        event = getattr(record, "event", record.name)
+        head = f'{{"@t":"{self._time(record.created)}","@m":{text},"@l":"{level}"'
+        if record.exc_info:
+            head += f',"@x":{_encode(_strict(self.formatException(record.exc_info)))}'
+        comma = "," if len(tail) > 2 else ""
+        return f'{head},"event":"{event}"{getattr(record, "constants", "")}{comma}{tail[1:]}'
+
+    def _time(self, created: float) -> str:
+        second = int(created)
+        if second != self._second:
+            try:
+                self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+            except (OverflowError, ValueError, OSError):
+                self._second_text = "1970-01-01T00:00:00."
+            self._second = second
+        return f"{self._second_text}{int((created - second) * 1e6):06d}Z"
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people: time, level, sentence, and the fields that the sentence may not tell."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        return f"{stamp} {record.levelname:<7} {printable(record.getMessage())}"
+
+
+class StderrHandler(logging.Handler):
+    """Lines to a stream that may be a file, a terminal, or a pipe whose reader has stopped or gone."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._dropped = 0
+        self._torn = False
+        self._patience_secs = STALL_SECS
+        try:
+            self._may_block = not stat.S_ISREG(os.fstat(fd).st_mode)
+        except OSError:
+            self._may_block = True
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def begin_run(self) -> None:
+        self._patience_secs = STALL_SECS
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            if self._torn:
+                line = b"\n" + line
+            if self._dropped and self._ready(0.0):
+                line = self._dropped_line(record) + line
+            self._write(line)
+        except Exception:  # noqa: BLE001  # whatever is wrong with a log line must not end a prune
+            self._dropped += 1
+
+    def _write(self, line: bytes) -> None:
+        view = memoryview(line)
+        while view:
+            if self._may_block and not self._ready(self._patience_secs):
+                self._dropped += 1
+                self._torn = len(view) < len(line)
+                return
+            written = os.write(self._fd, view[:_PIPE_CHUNK_BYTES] if self._may_block else view)
+            view = view[written:]
+        self._dropped = 0
+        self._torn = False
+
+    def _ready(self, secs: float) -> bool:
+        if self._poll.poll(0):
+            return True
+        if secs <= 0:
+            return False
+        start = time.monotonic()
+        found = bool(self._poll.poll(secs * 1000))
+        self._patience_secs = max(0.0, self._patience_secs - (time.monotonic() - start))
+        return found
+
+    def _dropped_line(self, record: logging.LogRecord) -> bytes:
+        notice = logging.LogRecord(
+            LOGGER_NAME, logging.WARNING, "", 0, f"{self._dropped} log lines were dropped: nobody read them", None, None
+        )
+        notice.event = "storage_manager.log_dropped"
+        notice.constants = getattr(record, "constants", "")
+        notice.fields = {"dropped_count": self._dropped}
+        return self.format(notice).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def build_logger(stream: Optional[TextIO], as_json: bool, level: int) -> logging.Logger:
+    """A logger that writes events of `level` and above to `stream`; None when standard error is closed."""
+    logging.raiseExceptions = False
+    # Every record would carry these; no event shows them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logger = logging.Logger(LOGGER_NAME, logging.DEBUG)
+    if stream is not None:
+        handler = StderrHandler(stream.fileno())
+        handler.setLevel(level)
+        handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+        logger.addHandler(handler)
+    logger.setLevel(level)
+    return logger
+
+
+def add_log_file(logger: logging.Logger, path: str) -> Optional[str]:
+    """Send every event to a rotated file as JSON, too. What is wrong with the path, or None.
+
+    Losing the file later (a full disk, a removed directory) loses lines, not the run.
+    """
+    from logging.handlers import RotatingFileHandler  # imports a good deal that most runs do not need
+
+    class QuietRotatingFileHandler(RotatingFileHandler):
+        def handleError(self, record: logging.LogRecord) -> None:
+            """Called when a line could not be written; the next one is tried again."""
+
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return "it is not a regular file"
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        return str(error)
+    try:
+        handler = QuietRotatingFileHandler(
+            path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILE_BACKUPS, encoding="utf-8", errors="backslashreplace"
+        )
+    except (OSError, ValueError) as error:
+        return str(error)
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(JsonFormatter())
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    return None
+
+
+def close_logger(logger: logging.Logger) -> None:
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        try:
+            handler.close()
+        except OSError:  # a full disk; the lines are lost, the command's result is not
+            pass
+
+
+def standard_error() -> Optional[TextIO]:
+    """sys.stderr if it can be written to by descriptor, else None."""
+    try:
+        sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+    return sys.stderr
+
+
+def _clef_name(name: str) -> str:
+    return "@" + name if name.startswith("@") else name
+
+
+def _strict(value: Any, depth: int = 4) -> Any:
+    """`value` as something that strict JSON can say."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if value is None or (isinstance(value, int) and abs(value) < 1 << 64):
+        return value
+    if isinstance(value, float):
+        return value if abs(value) <= sys.float_info.max else str(value)
+    if depth and isinstance(value, dict):
+        return {_strict(str(key)): _strict(item, depth - 1) for key, item in value.items()}
+    if depth and isinstance(value, (list, tuple, set, frozenset)):
+        return [_strict(item, depth - 1) for item in value]
+    try:
+        return printable(value, 1000)
+    except Exception:  # noqa: BLE001  # an object whose text cannot be had; a log line must not fail over it
+        return f"<{type(value).__name__}>"

@@ -1,0 +1,78 @@
+"""Standard output: results and nothing else, to a reader that may go away at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, Optional, TextIO
+
+
+class Output:
+    """Lines of results. A reader that has gone away is no error; a disk that is full is one, told at the end."""
+
+    def __init__(self, stream: Optional[TextIO]) -> None:
+        self._stream = stream
+        self.failure: Optional[OSError] = None
+        """Why a line could not be written; None for a reader that has gone away."""
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+    @property
+    def is_open(self) -> bool:
+        """False once writing has no more sense."""
+        return self._stream is not None
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self._stream, "encoding", None) or "ascii"
+
+    def line(self, text: str) -> None:
+        self._write(text + "\n")
+
+    def json(self, value: Any) -> None:
+        """One strict JSON value on a line of its own."""
+        self._write(json_text(value) + "\n")
+
+    def flush(self) -> None:
+        self._write("", flush=True)
+
+    def _write(self, text: str, flush: bool = False) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+            if flush:
+                self._stream.flush()
+        except BrokenPipeError:
+            self._give_up()
+        except OSError as error:
+            self.failure = error
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._stream = None
+        # What is still buffered would fail once more when Python closes the stream.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
+        os.close(null)
+
+
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
+def json_text(value: Any) -> str:
+    """Strict JSON: no NaN, and lone surrogates (bytes that were not UTF-8) as escaped text."""
+    text = _encode(value)
+    return _encode(_without_surrogates(value)) if "\\ud" in text else text
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_surrogates(item) for item in value]
+    return value

@@ -1,0 +1,393 @@
+"""The transaction: lock, recover, read, scan, plan, delete, commit, summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import datetime
+from errno import EROFS
+from typing import NamedTuple, Optional
+
+from storage_manager import report
+from storage_manager.clock import Clock, Patience
+from storage_manager.commit import Committer, removal
+from storage_manager.document import Fingerprint, parse, visit_members
+from storage_manager.draft import DISK_FULL
+from storage_manager.entry import utc_text
+from storage_manager.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    CommitContended,
+    LockBusy,
+    LockLost,
+    StorageManagerError,
+    StoreError,
+    describe_errno,
+    errno_name,
+)
+from storage_manager.lock import PruneLock, acquire_lock
+from storage_manager.logs import EventLog
+from storage_manager.metadata import READ_PATIENCE_SECS, Reading, read_stable
+from storage_manager.model import ANOMALY_KINDS, DANGLING, IN_FLIGHT, Outcome, Plan, Session, Snapshot
+from storage_manager.store import Inventory, Store, open_store, stores_below
+
+# A long prune commits this often, so that a crash leaves few dangling entries, and a client that lists the
+# sessions does not see deleted ones for long.
+COMMIT_EVERY_SECS = 5.0
+
+# A report names this many of a kind; thousands of orphans, found again each hour, must not fill the log.
+_EXAMPLES = 5
+
+
+class Job(NamedTuple):
+    """What to do to which store."""
+
+    kind: str
+    """`prune` or `purge`: the middle part of the event names."""
+    command: str
+    storage_dir: str
+    planner: Callable[[Snapshot, datetime], Plan]
+    group: Optional[str]
+    limit_bytes: Optional[int]
+    target_bytes: Optional[int]
+    lock_timeout_secs: float
+    lock_stale_secs: float
+    explain: bool = False
+    """Whether the outcome's plan shall still tell of the sessions that stay."""
+
+
+class _Progress:
+    """What a run has done so far: it must be known whatever ends the run."""
+
+    def __init__(self) -> None:
+        self.uncommitted: dict[str, Session] = {}
+        self.deleted_count = 0
+        self.freed_bytes = 0
+        self.gone_bytes = 0
+        self.failed_count = 0
+        self.swept_count = 0
+
+
+def survey(store: Store, clock: Clock) -> tuple[Snapshot, Optional[Reading]]:
+    """One consistent look at a store: its snapshot, and the metadata it came from (None: there is none).
+
+    Takes no lock. The caller closes the reading. Raises MetadataCorrupt, StoreError, Interrupted.
+    """
+
+    def take_inventory(data: bytes) -> Inventory:
+        inventory = Inventory(store)  # after the bytes were read, and anew at each attempt
+        visit_members(data, inventory.visitor())
+        return inventory
+
+    found = read_stable(store, _ReaderPatience(clock), take_inventory)
+    if found is None:
+        return Inventory(store).snapshot(clock.now()), None
+    reading, inventory = found
+    return inventory.snapshot(clock.now()), reading
+
+
+class _ReaderPatience(Patience):
+    """Patience for a command that has changed nothing yet: asked to stop, it stops at once."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock, READ_PATIENCE_SECS, 0.0)
+
+    def pause(self, secs: float) -> None:
+        super().pause(secs)
+        self._clock.check()
+
+
+def take_snapshot(storage_dir: str, clock: Clock, log: EventLog) -> Snapshot:
+    """What is in a store, for a command that only looks. Reports anomalies."""
+    with open_store(storage_dir) as store:
+        snapshot, reading = survey(store, clock)
+        if reading is not None:
+            reading.close()
+    report_findings(snapshot, reading is not None, storage_dir, log)
+    return snapshot
+
+
+def dry_run(job: Job, clock: Clock, log: EventLog) -> Outcome:
+    """Plan as `run()` would, without the lock and without touching anything."""
+    started = clock.monotonic()
+    snapshot = take_snapshot(job.storage_dir, clock, log)
+    plan = job.planner(snapshot, clock.now())
+    facts = _report_check(job, snapshot, plan, log)
+    outcome = Outcome(
+        plan=plan,
+        dry_run=True,
+        deleted_count=len(plan.victims),
+        freed_bytes=plan.freed_bytes,
+        failed_count=0,
+        swept_count=len(plan.swept),
+        final_bytes=plan.planned_bytes,
+        exit_code=EXIT_OK if plan.target_met else EXIT_FAILED,
+    )
+    _report_end(job, outcome, facts, clock.monotonic() - started, log)
+    return outcome
+
+
+def run(job: Job, clock: Clock, log: EventLog) -> Outcome:
+    """Carry a job out. The outcome's exit code tells whether the target was met and everything could go.
+
+    Raises a StorageManagerError when the job could not be done or finished, after the event that says so; and
+    Interrupted, after committing what was done and releasing the lock.
+    """
+    progress = _Progress()
+    try:
+        with clock.deferred():
+            with open_store(job.storage_dir) as store:
+                with acquire_lock(store, log, clock, job.command, job.lock_timeout_secs, job.lock_stale_secs) as lock:
+                    outcome = _run_locked(job, store, lock, clock, log, progress)
+            clock.check()
+            return outcome
+    except LockBusy as error:
+        log.warning(error.event, str(error), storage_dir=job.storage_dir, **error.fields)
+        error.reported = True
+        raise
+    except StorageManagerError as error:
+        if error.event != StorageManagerError.event:
+            log.error(error.event, str(error), storage_dir=job.storage_dir)
+        log.error(
+            f"storage_manager.{job.kind}.failed",
+            str(error),
+            storage_dir=job.storage_dir,
+            deleted_count=progress.deleted_count,
+            freed_bytes=progress.freed_bytes,
+            exit_code=error.exit_code,
+            **error.fields,
+        )
+        error.reported = True
+        raise
+
+
+def _run_locked(job: Job, store: Store, lock: PruneLock, clock: Clock, log: EventLog, progress: _Progress) -> Outcome:
+    started = clock.monotonic()
+    committer = Committer(store, clock, log)
+    try:
+        committer.recover()
+        clock.check()
+        snapshot, reading = survey(store, clock)
+        with reading or nullcontext():
+            clock.check()
+            report_findings(snapshot, reading is not None, job.storage_dir, log)
+            plan = job.planner(snapshot, clock.now())
+            facts = _report_check(job, snapshot, plan, log)
+            # Of a large store, what stays takes much memory, and is of no more use.
+            del snapshot
+            if not job.explain:
+                plan = plan._replace(kept=())
+            known = None
+            if reading is not None and (plan.victims or plan.swept):
+                committer.prepare(reading)
+                known = parse(reading.data).fingerprint()
+        del reading
+        if plan.victims or plan.swept:
+            log.info(
+                f"storage_manager.{job.kind}.started",
+                f"deleting {report.counted(len(plan.victims), 'session')}, {report.size(plan.freed_bytes)}",
+                victim_count=len(plan.victims),
+                victim_bytes=plan.freed_bytes,
+                swept_count=len(plan.swept),
+                storage_dir=job.storage_dir,
+                group=job.group,
+            )
+            _carry_out(job, plan, known, store, lock, committer, clock, log, progress)
+    finally:
+        committer.close()
+    final_bytes = plan.current_bytes - progress.gone_bytes
+    exit_code = EXIT_OK if plan.target_met and not progress.failed_count else EXIT_FAILED
+    if clock.stop_signal is not None:
+        exit_code = 128 + clock.stop_signal
+    outcome = Outcome(
+        plan=plan,
+        dry_run=False,
+        deleted_count=progress.deleted_count,
+        freed_bytes=progress.freed_bytes,
+        failed_count=progress.failed_count,
+        swept_count=progress.swept_count,
+        final_bytes=final_bytes,
+        exit_code=exit_code,
+    )
+    _report_end(job, outcome, facts, clock.monotonic() - started, log)
+    return outcome
+
+
+def _carry_out(
+    job: Job,
+    plan: Plan,
+    known: Optional[Fingerprint],
+    store: Store,
+    lock: PruneLock,
+    committer: Committer,
+    clock: Clock,
+    log: EventLog,
+    progress: _Progress,
+) -> None:
+    """Blobs first, then entries: a crash leaves dangling entries, which harm nobody, and a full disk gets room."""
+    lost: Optional[LockLost] = None
+    committed_at = clock.monotonic()
+    try:
+        for session in plan.victims:
+            if clock.stopping:
+                break
+            _delete(job, session, plan.reason, store, log, progress)
+            if clock.monotonic() - committed_at >= COMMIT_EVERY_SECS:
+                lock.refresh()
+                known = _commit_meanwhile(committer, store, known, log, progress)
+                committed_at = clock.monotonic()
+        lock.refresh()
+    except LockLost as error:
+        lost = error
+    except StoreError:
+        # The file system has become read-only or worse; the entries of what is gone may still be removable.
+        _commit_meanwhile(committer, store, known, log, progress)
+        raise
+    swept = {} if lost or clock.stopping else {session.guid: session for session in plan.swept}
+    if progress.uncommitted or swept:
+        committer.commit(removal(store, progress.uncommitted, swept), known)
+    progress.uncommitted.clear()
+    progress.swept_count = len(swept)
+    if lost is not None:
+        raise lost
+
+
+def _delete(job: Job, session: Session, reason: str, store: Store, log: EventLog, progress: _Progress) -> None:
+    name = session.blob_name
+    try:
+        existed = store.remove_blob(name)
+    except OSError as error:
+        if error.errno == EROFS:
+            raise StoreError("delete", store.file(name), error) from error
+        progress.failed_count += 1
+        log.error(
+            f"storage_manager.{job.kind}.delete_failed",
+            f"cannot delete {name}: {describe_errno(error)}; it stays, and so does its entry",
+            guid=session.guid,
+            file=store.file(name),
+            errno=errno_name(error.errno),
+        )
+        return
+    progress.uncommitted[session.guid] = session
+    progress.gone_bytes += session.size_bytes
+    if not existed:  # its owner deleted it meanwhile; only the entry is left to remove
+        return
+    progress.deleted_count += 1
+    progress.freed_bytes += session.size_bytes
+    log.info(
+        f"storage_manager.{job.kind}.deleted",
+        "deleted " + name,
+        guid=session.guid,
+        size_bytes=session.size_bytes,
+        created_at=utc_text(session.created_at),
+        group=session.group,
+        reason=reason,
+    )
+
+
+def _commit_meanwhile(
+    committer: Committer, store: Store, known: Optional[Fingerprint], log: EventLog, progress: _Progress
+) -> Optional[Fingerprint]:
+    """A commit that may be put off: a busy client or a full disk only means that the next one has more to do."""
+    try:
+        known = committer.commit(removal(store, progress.uncommitted, {}), known) or known
+    except (CommitContended, StoreError) as error:
+        if isinstance(error, StoreError) and error.errno not in DISK_FULL:
+            raise
+        log.warning("storage_manager.commit_deferred", f"{error}; trying again later", **error.fields)
+        return known
+    progress.uncommitted.clear()
+    return known
+
+
+def report_findings(snapshot: Snapshot, has_metadata: bool, storage_dir: str, log: EventLog) -> None:
+    """Events about what is odd in a store: one for each kind of anomaly, and one for a store in the wrong place."""
+    names: dict[str, list[str]] = {kind: [] for kind in ANOMALY_KINDS}
+    for anomaly in snapshot.anomalies:
+        if len(names[anomaly.kind]) < _EXAMPLES:
+            names[anomaly.kind].append(f"{anomaly.name} ({anomaly.detail})")
+    names[DANGLING] = [session.guid for session in snapshot.dangling[:_EXAMPLES]]
+    for kind, (count, size_bytes) in snapshot.anomaly_totals().items():
+        # A save or a delete under way is everyday life; the rest wants somebody's attention.
+        emit = log.info if kind in (IN_FLIGHT, DANGLING) else log.warning
+        emit(
+            "storage_manager.anomaly",
+            f"{count:,} {kind.replace('_', ' ')}, {report.size(size_bytes)}: {', '.join(names[kind][:2])}"
+            + (", ..." if count > 2 else ""),
+            kind=kind,
+            count=count,
+            size_bytes=size_bytes,
+            examples=names[kind],
+            storage_dir=storage_dir,
+        )
+    if not (has_metadata or snapshot.sessions or snapshot.anomalies):
+        below = stores_below(storage_dir)
+        if below:
+            log.warning(
+                "storage_manager.storage_suspect",
+                f"{storage_dir} is empty, and there is a store right below it: did you mean --storage-dir {below[0]}?",
+                storage_dir=storage_dir,
+                suggested_dirs=below[:_EXAMPLES],
+            )
+
+
+def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> dict[str, object]:
+    """The events before anything happens; the facts that the summary repeats."""
+    scope = snapshot.scoped(job.group)
+    totals = scope.anomaly_totals()
+    facts: dict[str, object] = {
+        "current_bytes": plan.current_bytes,
+        "current_mb": report.megabytes(plan.current_bytes),
+        "target_mb": None if job.target_bytes is None else report.megabytes(job.target_bytes),
+        "item_count": len(scope.sessions),
+        "anomalies": sum(count for count, _ in totals.values()),
+        "anomaly_mb": report.megabytes(scope.anomaly_bytes),
+        "storage_dir": job.storage_dir,
+        "group": job.group,
+    }
+    if job.limit_bytes is None:
+        return facts
+    facts["limit_mb"] = report.megabytes(job.limit_bytes)
+    log.info(
+        "storage_manager.prune.check",
+        f"{report.size(plan.current_bytes)} of {report.size(job.limit_bytes)} in "
+        f"{report.counted(len(scope.sessions), 'session')}",
+        **facts,
+    )
+    if not scope.sessions and not totals:
+        log.info("storage_manager.prune.empty_storage", f"no sessions in {job.storage_dir}", **facts)
+    if not plan.victims and plan.target_met:
+        log.info("storage_manager.prune.noop", "within the limit, nothing to do", **facts)
+    return facts
+
+
+def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: float, log: EventLog) -> None:
+    plan = outcome.plan
+    if plan.target_bytes is not None and not plan.target_met:
+        causes = ", ".join(f"{cause} {report.size(size_bytes)}" for cause, size_bytes in plan.causes.items())
+        log.warning(
+            "storage_manager.prune.target_unmet",
+            f"usage stays at {report.size(outcome.final_bytes)}, above the target of {report.size(plan.target_bytes)}, "
+            f"because of what may not be deleted: {causes}",
+            final_bytes=outcome.final_bytes,
+            target_bytes=plan.target_bytes,
+            causes=plan.causes,
+            storage_dir=job.storage_dir,
+            group=job.group,
+        )
+    emit = log.info if outcome.exit_code == EXIT_OK else log.warning
+    emit(
+        f"storage_manager.{job.kind}.summary",
+        report.sentence(outcome),
+        **facts,
+        dry_run=outcome.dry_run,
+        deleted_count=outcome.deleted_count,
+        freed_bytes=outcome.freed_bytes,
+        freed_mb=report.megabytes(outcome.freed_bytes),
+        swept_count=outcome.swept_count,
+        failed_count=outcome.failed_count,
+        final_bytes=outcome.final_bytes,
+        final_mb=report.megabytes(outcome.final_bytes),
+        exit_code=outcome.exit_code,
+        duration_ms=round(secs * 1000),
+    )

@@ -1,0 +1,212 @@
+"""One storage directory: what is in it, and the removal of one blob.
+
+Blob names are only ever taken from the directory listing and used relative to the directory's descriptor, so
+nothing that metadata.json says can name a file outside.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+from storage_manager.entry import GUID_LENGTH, NOT_SEEN, entry_visitor, from_timestamp, is_blob_name
+from storage_manager.errors import StoreError, StoreMissing, describe_errno, failing_as
+from storage_manager.model import CORRUPT, IN_FLIGHT, NOT_A_FILE, ORPHAN, UNREADABLE, Anomaly, Session, Snapshot
+
+METADATA_NAME = "metadata.json"
+
+# A blob without an entry may be a save under way; the client writes the entry within seconds of the blob, so
+# ten minutes leave room for a client that is starved or stopped.
+IN_FLIGHT_AGE = timedelta(minutes=10)
+
+
+class Store:
+    """An open storage directory. Every file in it is reached through `dir_fd`."""
+
+    def __init__(self, path: str, dir_fd: int) -> None:
+        self.path = path
+        self.dir_fd = dir_fd
+
+    def file(self, name: str) -> str:
+        """A file's full name, for messages."""
+        return os.path.join(self.path, name)
+
+    def remove_blob(self, name: str) -> bool:
+        """Delete a blob; False when it was gone already. Raises OSError."""
+        try:
+            os.unlink(name, dir_fd=self.dir_fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def has_blob(self, name: str) -> bool:
+        """Whether anything has that name, a broken link included. Raises StoreError."""
+        try:
+            os.stat(name, dir_fd=self.dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StoreError("examine", self.file(name), error) from error
+        return True
+
+
+@contextmanager
+def open_store(path: str) -> Iterator[Store]:
+    """Open a storage directory. Raises StoreMissing or StoreError; creates nothing."""
+    try:
+        dir_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else "is not a directory"
+        raise StoreMissing(
+            f"the storage directory {path} {what}: create it, or name another with --storage-dir or --data-root"
+        ) from error
+    except OSError as error:
+        raise StoreError("open the storage directory", path, error) from error
+    try:
+        yield Store(path, dir_fd)
+    finally:
+        os.close(dir_fd)
+
+
+class Inventory:
+    """What is in a store: the blobs of one directory listing, matched with the entries as they are parsed.
+
+    The bytes of metadata.json must have been read before the listing: an entry read first has its blob on
+    disk already, so a save that is under way never looks like a dangling entry.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """List the directory. Raises StoreError."""
+        self._store = store
+        self._sizes: dict[str, int] = {}
+        self._odd: dict[str, str | OSError] = {}
+        self._sessions: list[Session] = []
+        self._missing: dict[str, Session] = {}
+        self._corrupt: dict[str, str] = {}
+        # How many sessions there were when one of those two was found: the order, should a key come again.
+        self._place: dict[str, int] = {}
+        sizes = self._sizes
+        type_bits, regular = 0o170000, stat.S_IFREG  # stat.S_ISREG without its call, a million times over
+        with failing_as("list", store.path), os.scandir(store.dir_fd) as listing:
+            for item in listing:
+                try:
+                    status = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    self._odd[item.name] = error
+                    continue
+                if status.st_mode & type_bits == regular:
+                    sizes[item.name] = status.st_size
+                else:
+                    self._odd[item.name] = _file_type(status.st_mode)
+
+    def visitor(self) -> Callable[[str, Any], None]:
+        """What takes each member of metadata.json."""
+        return entry_visitor(self._sizes.pop, self._sessions.append, self._add_missing, self._add_corrupt)
+
+    def _add_missing(self, session: Session) -> None:
+        self._corrupt.pop(session.guid, None)
+        self._missing[session.guid] = session
+        self._place[session.guid] = len(self._sessions)
+
+    def _add_corrupt(self, key: str, problem: str) -> None:
+        self._missing.pop(key, None)
+        self._corrupt[key] = problem
+        self._place[key] = len(self._sessions)
+
+    def snapshot(self, now: datetime) -> Snapshot:
+        """The result, once every member has been visited. Raises StoreError."""
+        if self._missing or self._corrupt:
+            self._settle_duplicates()
+        anomalies = [
+            Anomaly(UNREADABLE, name, 0, describe_errno(what))
+            if isinstance(what, OSError)
+            else Anomaly(NOT_A_FILE, name, 0, f"it is a {what}")
+            for name, what in self._odd.items()
+            if is_blob_name(name)
+        ]
+        # The guids of entries whose blob is there in some way: they are not dangling.
+        accounted = {anomaly.name[:GUID_LENGTH] for anomaly in anomalies}
+        blobs_of_corrupt = set()
+        for name, size_bytes in self._sizes.items():  # what no entry has taken
+            if is_blob_name(name) is None:
+                continue
+            guid = name[:GUID_LENGTH]
+            if guid in self._corrupt:
+                anomalies.append(Anomaly(CORRUPT, name, size_bytes, self._corrupt[guid]))
+                blobs_of_corrupt.add(guid)
+            elif guid in self._missing:
+                # An entry whose blob has another extension is not dangling: removing it would orphan the blob.
+                wrong = self._missing[guid].format
+                anomalies.append(Anomaly(CORRUPT, name, size_bytes, f"its entry says the format is {wrong}"))
+                accounted.add(guid)
+            else:
+                anomalies.extend(self._orphan(name, now))
+        anomalies.extend(
+            Anomaly(CORRUPT, key, 0, detail) for key, detail in self._corrupt.items() if key not in blobs_of_corrupt
+        )
+        dangling = [session._replace(size_bytes=0) for guid, session in self._missing.items() if guid not in accounted]
+        self._sessions.sort()
+        dangling.sort()
+        return Snapshot(self._sessions, dangling, anomalies)
+
+    def _settle_duplicates(self) -> None:
+        """As in every JSON reader, the last of several members with one key counts.
+
+        The first of them has taken the blob, so that later ones were found missing, or are corrupt.
+        """
+        for index, session in enumerate(self._sessions):
+            guid = session.guid
+            place = self._place.get(guid)
+            if place is None:
+                continue
+            if place <= index:  # the member with the blob came last
+                self._missing.pop(guid, None)
+                self._corrupt.pop(guid, None)
+                continue
+            later = self._missing.get(guid)
+            if later is not None and later.format == session.format:
+                del self._missing[guid]
+                self._sessions[index] = later._replace(size_bytes=session.size_bytes)
+            else:
+                self._sizes[session.blob_name] = session.size_bytes
+                self._sessions[index] = session._replace(size_bytes=NOT_SEEN)
+        self._sessions[:] = [session for session in self._sessions if session.size_bytes != NOT_SEEN]
+
+    def _orphan(self, name: str, now: datetime) -> Iterator[Anomaly]:
+        try:
+            status = os.stat(name, dir_fd=self._store.dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError("examine", self._store.file(name), error) from error
+        if now - from_timestamp(status.st_mtime) < IN_FLIGHT_AGE:
+            yield Anomaly(IN_FLIGHT, name, status.st_size, "no entry yet, younger than 10 minutes")
+        else:
+            yield Anomaly(ORPHAN, name, status.st_size, "no entry")
+
+
+def stores_below(path: str) -> list[str]:
+    """Direct sub-directories that hold a metadata.json: where a store may be that was meant."""
+    found = []
+    try:
+        with os.scandir(path) as listing:
+            for item in listing:
+                if item.is_dir(follow_symlinks=False) and os.path.isfile(os.path.join(item.path, METADATA_NAME)):
+                    found.append(item.path)
+    except OSError:  # this only helps to explain an empty store; whatever fails here is no news about it
+        return []
+    return sorted(found)
+
+
+def _file_type(mode: int) -> str:
+    checks: list[tuple[Any, str]] = [
+        (stat.S_ISLNK, "symbolic link"), (stat.S_ISDIR, "directory"), (stat.S_ISFIFO, "FIFO"),
+        (stat.S_ISSOCK, "socket"),
+    ]  # fmt: skip
+    return next((text for check, text in checks if check(mode)), "device")
