@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Checks the sources with ruff, mypy and shellcheck. They live in a virtual environment of their own, but for a
-# shellcheck that the system has.
-set -euo pipefail
+# In a virtual environment of their own, but for a shellcheck that the system has.
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
