@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks the sources with ruff, mypy and shellcheck. They live in a virtual environment of their own, but for a
-# In a virtual environment of their own, but for a shellcheck that the system has.
+# Checks the sources with ruff, mypy and shellcheck, from a virtual environment of their own (a shellcheck that
+# the system has is used instead).
+set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}

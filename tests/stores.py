@@ -57,9 +57,7 @@ def blobs(storage: Path) -> set[str]:
 
 def leftovers(storage: Path) -> list[str]:
     """Our own files that should be gone after a run."""
-    return sorted(
-        name for name in os.listdir(storage) if name.startswith(".metadata.json") or name.startswith(".prune")
-    )
+    return sorted(name for name in os.listdir(storage) if name.startswith((".metadata.json", ".prune")))
 
 
 def run_tool(
