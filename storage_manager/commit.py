@@ -18,7 +18,7 @@ from typing import NamedTuple, Optional
 from storage_manager.clock import Clock, Patience
 from storage_manager.document import Document, Fingerprint, parse, reparse
 from storage_manager.draft import DISK_FULL, Draft, access_list, remove_leftover
-from storage_manager.entry import read_entry
+from storage_manager.entry import is_guid
 from storage_manager.errors import (
     CommitContended,
     NotWritable,
@@ -38,6 +38,9 @@ ASIDE_PREFIX = ".metadata.json.torn-"
 # How long to go on trying when the client changes the file under every attempt. Each attempt needs one quiet
 # moment of some 100 ms at 100,000 sessions; a client at full speed leaves several a minute.
 COMMIT_PATIENCE_SECS = 60.0
+
+# In the middle of a long prune a commit can be put off: deleting on is worth more than waiting.
+MEANWHILE_PATIENCE_SECS = 5.0
 
 # Asked to stop, we have the 10 s that Docker grants by default: half for reading, half for the rest.
 STOPPING_PATIENCE_SECS = 4.0
@@ -93,31 +96,41 @@ class Committer:
             if error.errno not in DISK_FULL:
                 raise
 
-    def commit(self, editor: Editor, known: Optional[Fingerprint]) -> Optional[Fingerprint]:
+    def commit(
+        self, editor: Editor, known: Optional[Fingerprint], patience_secs: float = COMMIT_PATIENCE_SECS
+    ) -> Optional[Fingerprint]:
         """Apply an edit so that no client's entry is lost. The next commit may be given what is returned.
 
         `known` is the fingerprint of an earlier version: what it knows is not decoded again. None is
         returned when there was nothing to change. Raises MetadataCorrupt, CommitContended, NotWritable or
         StoreError; the file is then as it was, or as intended, and never anything between.
         """
-        patience = Patience(self._clock, COMMIT_PATIENCE_SECS, STOPPING_PATIENCE_SECS)
+        patience = Patience(self._clock, patience_secs, STOPPING_PATIENCE_SECS)
         while True:
-            read_patience = Patience(self._clock, READ_PATIENCE_SECS, STOPPING_PATIENCE_SECS)
-            found = read_stable(self._store, read_patience, lambda data: reparse(data, known) if known else parse(data))
-            if found is None:
-                return None
-            reading, document = found
-            with reading:
-                edit = editor(document)
-                if edit is None:
-                    return None
-                if self._replace(reading, document, edit):
-                    return document.fingerprint(without=edit.drop)
+            done, fingerprint = self._attempt(editor, known)
+            if done:
+                return fingerprint
+            known = fingerprint
             if patience.exhausted():
                 raise CommitContended(
                     f"{self._store.file(METADATA_NAME)} changed during every attempt to commit. The blobs are deleted "
                     f"and their entries stay until the next prune removes them; no session was lost"
                 )
+
+    def _attempt(self, editor: Editor, known: Optional[Fingerprint]) -> tuple[bool, Optional[Fingerprint]]:
+        """(whether the edit is in place or was not needed, the fingerprint for whoever comes next)."""
+        patience = Patience(self._clock, READ_PATIENCE_SECS, STOPPING_PATIENCE_SECS)
+        found = read_stable(self._store, patience, lambda data: reparse(data, known) if known else parse(data))
+        if found is None:
+            return True, None
+        reading, document = found
+        with reading:
+            edit = editor(document)
+            if edit is None:
+                return True, None
+            if self._replace(reading, document, edit):
+                return True, document.fingerprint(without=edit.drop)
+            return False, document.fingerprint()
 
     def recover(self) -> None:
         """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""
@@ -335,16 +348,11 @@ def removal(store: Store, deleted: Mapping[str, Session], swept: Mapping[str, Se
 
     def editor(current: Document) -> Optional[Edit]:
         drop = {key for key in current.keys if key in deleted}
-        doubtful = {
-            current.keys[index]: index for index in current.fresh if current.keys[index] in deleted
-        }  # fmt: skip
-        if swept:
-            doubtful.update((key, index) for index, key in enumerate(current.keys) if key in swept)
-        for key, index in doubtful.items():
-            entry = read_entry(key, current.value(index))
-            planned = deleted.get(key) or swept[key]
-            gone = entry is not None and not (store.has_blob(planned.blob_name) or store.has_blob(entry.blob_name))
-            (drop.add if gone else drop.discard)(key)
+        changed = {current.keys[index] for index in current.fresh}
+        doubtful = (changed & drop) | {key for key in current.keys if key in swept}
+        if doubtful:
+            drop |= doubtful
+            drop -= doubtful & store.guids_on_disk()
         return Edit(drop=drop) if drop else None
 
     return editor
@@ -353,24 +361,21 @@ def removal(store: Store, deleted: Mapping[str, Session], swept: Mapping[str, Se
 def merge(current: Document, late: Document, base: Optional[Document], store: Store) -> Edit:
     """What `current` lacks of a `late` document that somebody wrote from `base` or a version before it.
 
-    Entries that only `late` has come back when their blob is on disk (a victim's is not). An entry that both
-    have comes back when `late` changed it and `current` did not. Without a base, current entries win.
+    Sessions that only `late` has come back when they have a blob (a victim has none); other members that only
+    `late` has come back unless `base` had them. An entry that both have comes back when `late` changed it and
+    `current` did not. Without a base, current entries win.
     """
     currently = {key: index for index, key in enumerate(current.keys)}
     originally = {key: index for index, key in enumerate(base.keys)} if base is not None else {}
+    on_disk = store.guids_on_disk()
     replace: dict[str, bytes] = {}
     add: dict[str, bytes] = {}
     for index, key in enumerate(late.keys):
-        piece = late.piece(index)
         if key not in currently:
-            entry = read_entry(key, late.value(index))
-            if entry is not None:
-                wanted = store.has_blob(entry.blob_name)
-            else:  # not ours to understand: what the writer has added stays
-                wanted = base is not None and key not in originally
-            if wanted:
-                add[key] = piece
+            if key in on_disk if is_guid(key) else key not in originally:
+                add[key] = late.piece(index)
         elif base is not None and key in originally:
+            piece = late.piece(index)
             original = base.piece(originally[key]).strip()
             if piece.strip() != original and current.piece(currently[key]).strip() == original:
                 replace[key] = piece

@@ -90,13 +90,6 @@ def entry_visitor(
     return visit
 
 
-def read_entry(key: str, value: Any) -> Optional[Session]:
-    """One entry, with size NOT_SEEN; None when it is not understood."""
-    found: list[Session] = []
-    entry_visitor(lambda name, default: default, found.append, found.append, lambda key, problem: None)(key, value)
-    return found[0] if found else None
-
-
 def parse_time(text: Any) -> Optional[datetime]:
     """An ISO 8601 date and time as naive UTC, or None. Without an offset it is UTC, as the client writes it.
 

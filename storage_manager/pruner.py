@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 
 from storage_manager import report
 from storage_manager.clock import Clock, Patience
-from storage_manager.commit import Committer, removal
+from storage_manager.commit import MEANWHILE_PATIENCE_SECS, Committer, removal
 from storage_manager.document import Fingerprint, parse, visit_members
 from storage_manager.draft import DISK_FULL
 from storage_manager.entry import utc_text
@@ -290,7 +290,8 @@ def _commit_meanwhile(
 ) -> Optional[Fingerprint]:
     """A commit that may be put off: a busy client or a full disk only means that the next one has more to do."""
     try:
-        known = committer.commit(removal(store, progress.uncommitted, {}), known) or known
+        editor = removal(store, progress.uncommitted, {})
+        known = committer.commit(editor, known, MEANWHILE_PATIENCE_SECS) or known
     except (CommitContended, StoreError) as error:
         if isinstance(error, StoreError) and error.errno not in DISK_FULL:
             raise

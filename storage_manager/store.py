@@ -43,15 +43,13 @@ class Store:
             return False
         return True
 
-    def has_blob(self, name: str) -> bool:
-        """Whether anything has that name, a broken link included. Raises StoreError."""
-        try:
-            os.stat(name, dir_fd=self.dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise StoreError("examine", self.file(name), error) from error
-        return True
+    def guids_on_disk(self) -> set[str]:
+        """What the names of the files begin with: a session whose guid is not among them has no blob at all.
+
+        Raises StoreError.
+        """
+        with failing_as("list", self.path):
+            return {name[:GUID_LENGTH] for name in os.listdir(self.dir_fd)}
 
 
 @contextmanager
