@@ -13,8 +13,10 @@ def _run():  # type: ignore[no-untyped-def]  # annotations do not parse on 2.7
             "run it with a newer python3.\n" % sys.version_info[:2]
         )
         return 1
-    from storage_manager.cli import main
-
+    try:
+        from storage_manager.cli import main
+    except KeyboardInterrupt:  # before main() looks after signals
+        return 130
     return main()
 
 

@@ -57,7 +57,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     clock = Clock()
     try:
         clock.install()
-        return _main(arguments, clock)
+        exit_code = _main(arguments, clock)
+        clock.retire()
+        return exit_code
     except Interrupted as interrupted:
         return interrupted.exit_code
 

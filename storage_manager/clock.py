@@ -45,6 +45,10 @@ class Clock:
                 signal.signal(signum, self._on_stop)
         signal.signal(signal.SIGUSR1, self._on_wake)
 
+    def retire(self) -> None:
+        """The work is done: a stop signal from here on changes nothing any more."""
+        self._deferred = True
+
     def now(self) -> datetime:
         """Naive UTC, as the store's time stamps are."""
         return datetime.now(timezone.utc).replace(tzinfo=None)

@@ -66,6 +66,11 @@ class Document:
     def piece(self, index: int) -> bytes:
         return self.data[self._starts[index] : self._ends[index]]
 
+    def value(self, index: int) -> Any:
+        """The decoded value of one member."""
+        piece = self.piece(index)
+        return _member(piece.decode(), 0)[1]
+
     def fingerprint(self, without: Collection[str] = ()) -> Fingerprint:
         """What a later version of this document is compared with; `without` names keys that will be gone."""
         keys: list[str] = []

@@ -376,8 +376,7 @@ def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: floa
             storage_dir=job.storage_dir,
             group=job.group,
         )
-    emit = log.info if outcome.exit_code == EXIT_OK else log.warning
-    emit(
+    log.info(
         f"storage_manager.{job.kind}.summary",
         report.sentence(outcome),
         **facts,

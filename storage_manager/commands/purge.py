@@ -46,6 +46,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     )
     if args.age_days == 0 and not (args.yes or args.dry_run) and not _confirmed(job):
         context.log.info("storage_manager.purge.cancelled", "cancelled; nothing was deleted", group=args.group)
+        context.out.line("cancelled; nothing was deleted")
         return EXIT_OK
     outcome = execute(job, args.dry_run, context.clock, context.log)
     show(outcome, job, args.json, False, context.out)
@@ -62,5 +63,7 @@ def _confirmed(job: Job) -> bool:
     except (OSError, ValueError):
         answer = ""
     if not answer:
+        if sys.stderr is not None:
+            print(file=sys.stderr)
         raise StorageManagerError("there is nobody to answer; use --yes to delete everything without being asked")
     return answer.strip().lower() in ("yes", "y")
