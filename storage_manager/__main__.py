@@ -3,6 +3,7 @@
 This file alone must parse on Python 2.7 and 3.6; everything newer is imported after the check.
 """
 
+import signal
 import sys
 
 
@@ -13,10 +14,10 @@ def _run():  # type: ignore[no-untyped-def]  # annotations do not parse on 2.7
             "run it with a newer python3.\n" % sys.version_info[:2]
         )
         return 1
-    try:
-        from storage_manager.cli import main
-    except KeyboardInterrupt:  # before main() looks after signals
-        return 130
+    # Until main() looks after signals itself, one ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from storage_manager.cli import main
+
     return main()
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import NoReturn, Optional
 
@@ -40,6 +41,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise _WrongUsage(self, message)
 
+    def _print_message(self, message: str, file: object = None) -> None:
+        """Help and version, to a reader that may have gone away."""
+        out = Output(sys.stdout)
+        out.line(message.rstrip("\n"))
+        out.flush()
+        if out.failure is not None:
+            raise SystemExit(EXIT_FAILED)
+
 
 class _WrongUsage(Exception):
     def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
@@ -60,8 +69,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         exit_code = _main(arguments, clock)
         clock.retire()
         return exit_code
-    except Interrupted as interrupted:
-        return interrupted.exit_code
+    except Interrupted as interrupted:  # before or after the command itself
+        return EXIT_OK if _LOOP in arguments else interrupted.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,8 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_global_options(parser: argparse._ActionsContainer) -> None:
     # SUPPRESS: a subcommand's default must not overwrite what was given before the subcommand.
     suppress = argparse.SUPPRESS
-    parser.add_argument("--storage-dir", metavar="DIR", default=suppress, help="the directory of the session store")
-    parser.add_argument("--data-root", metavar="DIR", default=suppress, help="the store is DIR/storage")
+    parser.add_argument(
+        "--storage-dir", metavar="DIR", type=_directory, default=suppress, help="the directory of the session store"
+    )
+    parser.add_argument(
+        "--data-root", metavar="DIR", type=_directory, default=suppress, help="the store is DIR/storage"
+    )
     parser.add_argument(
         "--gofr-dig-env", choices=("PROD", "TEST"), default=suppress, help="which environment this is, for the log"
     )
@@ -107,11 +120,18 @@ def _add_global_options(parser: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
+def _directory(text: str) -> str:
+    if not text:
+        # An unset variable in a script must not turn into the default store.
+        raise argparse.ArgumentTypeError("it is empty: name a directory")
+    return text
+
+
 def _main(arguments: list[str], clock: Clock) -> int:
     try:
         args = build_parser().parse_args(arguments)
     except _WrongUsage as wrong:
-        return _wrong_usage(wrong, arguments)
+        return _wrong_usage(wrong)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
 
@@ -139,16 +159,16 @@ def _run(args: argparse.Namespace, context: Context) -> int:
     """The error boundary: every failure becomes an event and an exit code."""
     log, command = context.log, args.command
     started = context.clock.monotonic()
-    log.info(
-        "storage_manager.command_start",
-        f"{command} on {context.settings.storage_dir}",
-        command=command,
-        storage_dir=context.settings.storage_dir,
-        storage_source=context.settings.storage_source,
-        environment=context.settings.environment,
-    )
     problem: Optional[str] = None
     try:
+        log.info(
+            "storage_manager.command_start",
+            f"{command} on {context.settings.storage_dir}",
+            command=command,
+            storage_dir=context.settings.storage_dir,
+            storage_source=context.settings.storage_source,
+            environment=context.settings.environment,
+        )
         exit_code: int = args.module.run(args, context)
     except StorageManagerError as error:
         exit_code, problem = error.exit_code, str(error)
@@ -157,7 +177,7 @@ def _run(args: argparse.Namespace, context: Context) -> int:
             event = _usage_event(command) if isinstance(error, UsageError) else error.event
             emit(event, problem, command=command, exit_code=exit_code, **error.fields)
     except Interrupted as interrupted:
-        exit_code, problem = interrupted.exit_code, str(interrupted)
+        exit_code, problem = EXIT_OK if command == _LOOP else interrupted.exit_code, str(interrupted)
         log.warning("storage_manager.command_failed", problem, command=command, exit_code=exit_code)
     except OSError as error:
         exit_code = EXIT_FAILED
@@ -200,26 +220,29 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
     logger = build_logger(stream, as_json, level)
     fallbacks = []
     if settings.log_file:
-        problem = add_log_file(logger, settings.log_file)
+        problem = add_log_file(logger, settings.log_file, settings.storage_dir)
         if problem is not None:
-            fallbacks.append(Fallback("LOG_FILE", printable(settings.log_file, 200), "no log file", problem))
+            fallbacks.append(
+                Fallback(f"{settings.prefix}_LOG_FILE", printable(settings.log_file, 200), "no log file", problem)
+            )
     return logger, fallbacks
 
 
-def _wrong_usage(wrong: _WrongUsage, arguments: list[str]) -> int:
+def _wrong_usage(wrong: _WrongUsage) -> int:
     """argparse's message and a hint for people; the event for whoever reads logs."""
     stream = standard_error()
     if stream is not None:
-        wrong.parser.print_usage(stream)
-        print(f"{wrong.parser.prog}: error: {printable(wrong)}", file=stream)
-        print(f"Try '{wrong.parser.prog} --help'.", file=stream, flush=True)
+        text = f"{wrong.parser.format_usage()}{wrong.parser.prog}: error: {printable(wrong)}\n"
+        text += f"Try '{wrong.parser.prog} --help'.\n"
+        with suppress(OSError):  # nobody listens; the exit code says it
+            os.write(stream.fileno(), text.encode("utf-8", "backslashreplace"))
     settings, _ = read_settings(os.environ, None, None)
     # On a terminal the sentence stands there already.
     show = stream is not None and not stream.isatty()
     logger = build_logger(stream if show else None, settings.log_json is not False, logging.INFO)
     if settings.log_file:
-        add_log_file(logger, settings.log_file)
-    command = next((name for name in (module.NAME for module in COMMANDS) if name in arguments), None)
+        add_log_file(logger, settings.log_file, settings.storage_dir)
+    command = wrong.parser.prog.partition(" ")[2] or None
     EventLog(logger).error(_usage_event(command), f"wrong usage: {wrong}", command=command, exit_code=EXIT_USAGE)
     close_logger(logger)
     return EXIT_USAGE

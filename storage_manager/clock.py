@@ -7,14 +7,14 @@ import select
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from types import FrameType
 from typing import Optional
 
 from storage_manager.errors import Interrupted
 
-# select() refuses absurd time-outs; a longer sleep is taken in slices of this.
+# poll() refuses absurd time-outs; a longer sleep is taken in slices of this.
 LONGEST_SLICE_SECS = 86_400.0
 
 
@@ -39,10 +39,10 @@ class Clock:
         os.set_blocking(writer, False)
         self._pipe = (reader, writer)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        # Whatever was inherited: a loop that a script started in the background, where shells have SIGINT
+        # ignored, must end on it like any other.
         for signum in (signal.SIGINT, signal.SIGTERM):
-            # A shell starts background jobs with SIGINT ignored, and expects that to be respected.
-            if signal.getsignal(signum) is not signal.SIG_IGN:
-                signal.signal(signum, self._on_stop)
+            signal.signal(signum, self._on_stop)
         signal.signal(signal.SIGUSR1, self._on_wake)
 
     def retire(self) -> None:
@@ -80,12 +80,28 @@ class Clock:
         if self._pipe is None:
             time.sleep(secs)
             return
-        ready, _, _ = select.select([self._pipe[0]], [], [], secs)
-        if ready:
-            try:
+        watch = select.poll()  # select() would refuse a descriptor above 1023, which may be inherited
+        watch.register(self._pipe[0], select.POLLIN)
+        if watch.poll(secs * 1000):
+            self._drain()
+
+    def wait_for_input(self, fd: int) -> None:
+        """Return when `fd` has something to read or has come to its end.
+
+        A plain read would sleep on when a signal arrives right before it. Raises Interrupted.
+        """
+        watch = select.poll()
+        watch.register(fd, select.POLLIN)
+        if self._pipe is not None:
+            watch.register(self._pipe[0], select.POLLIN)
+        while fd not in {ready for ready, _ in watch.poll()}:
+            self._drain()
+            self.check()
+
+    def _drain(self) -> None:
+        with suppress(BlockingIOError):  # another signal's handler emptied it; the wake-up counts all the same
+            if self._pipe is not None:
                 os.read(self._pipe[0], 4096)
-            except BlockingIOError:  # another signal's handler emptied it; the wake-up counts all the same
-                pass
 
     def pause(self, secs: float) -> None:
         """Sleep for `secs` whatever signals arrive; they are remembered."""

@@ -29,11 +29,9 @@ from storage_manager.errors import (
 )
 from storage_manager.logs import EventLog
 from storage_manager.metadata import READ_PATIENCE_SECS, Reading, is_named, read_descriptor, read_stable
-from storage_manager.model import Session
-from storage_manager.store import METADATA_NAME, Store
+from storage_manager.store import ASIDE_PREFIX, METADATA_NAME, Store
 
 PREV_NAME = ".metadata.json.prev"
-ASIDE_PREFIX = ".metadata.json.torn-"
 
 # How long to go on trying when the client changes the file under every attempt. Each attempt needs one quiet
 # moment of some 100 ms at 100,000 sessions; a client at full speed leaves several a minute.
@@ -92,7 +90,13 @@ class Committer:
         self._refuse_immutable()
         try:
             self._draft_like(reading)
+            self._unlink(self._link_previous())
         except StoreError as error:
+            if error.errno == errno.EXDEV:
+                raise NotWritable(
+                    f"{self._store.file(METADATA_NAME)} is a mount point and cannot be replaced: mount the "
+                    f"directory instead. Nothing was deleted"
+                ) from error
             if error.errno not in DISK_FULL:
                 raise
 
@@ -128,9 +132,10 @@ class Committer:
             edit = editor(document)
             if edit is None:
                 return True, None
-            if self._replace(reading, document, edit):
-                return True, document.fingerprint(without=edit.drop)
-            return False, document.fingerprint()
+            done = self._replace(reading, document, edit)
+            # A member that has changed since `known` goes on counting as changed.
+            changed = {document.keys[index] for index in document.fresh} if known else set()
+            return done, document.fingerprint(without=changed.union(edit.drop) if done else changed)
 
     def recover(self) -> None:
         """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""
@@ -145,6 +150,34 @@ class Committer:
                 raise StoreError("examine", self._store.file(name), error) from error
             self._recover_previous(name, status)
 
+    def recover_torn(self, names: Sequence[str]) -> bool:
+        """Merge what was kept aside as torn and has been finished by its writer after all; whether any was.
+
+        Raises like commit().
+        """
+        merged = False
+        for name in names:
+            with failing_as("open", self._store.file(name)):
+                fd = os.open(
+                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._store.dir_fd
+                )
+            try:
+                late = read_descriptor(self._store, fd, Patience(self._clock, 0.0, 0.0))
+            finally:
+                os.close(fd)
+            if late is not None:
+                added = self._put_back(late, None)
+                self._unlink(name)
+                merged = True
+                self._log.info(
+                    "storage_manager.recovered",
+                    f"{name} was finished by its writer after all and is merged: {added} entries put back",
+                    what="torn",
+                    entries=added,
+                    file=name,
+                )
+        return merged
+
     def close(self) -> None:
         """Give up a draft that was not needed."""
         if self._draft is not None:
@@ -154,7 +187,12 @@ class Committer:
     def _replace(self, reading: Reading, document: Document, edit: Edit) -> bool:
         """One attempt: True when the edited document is in place, False when the file changed meanwhile."""
         draft = self._draft_like(reading)
-        draft.write(document.rendered(edit.drop, edit.replace, edit.add))
+        try:
+            draft.write(document.rendered(edit.drop, edit.replace, edit.add))
+        except BaseException:
+            # After a failed fsync the kernel takes the lost pages for clean: only a new file can be trusted.
+            self.close()
+            raise
         previous = self._link_previous()
         try:
             if not (reading.unchanged() and is_named(self._store, METADATA_NAME, reading.status)):
@@ -187,7 +225,12 @@ class Committer:
         patience = Patience(self._clock, READ_PATIENCE_SECS, stopping_secs)
         late = read_descriptor(self._store, reading.fd, patience)
         if late is not None:
-            added = self._put_back(late, document)
+            try:
+                added = self._put_back(late, document)
+            except StorageManagerError:
+                if previous is None:
+                    self._copy_aside(reading.fd)
+                raise
             self._log.info(
                 "storage_manager.recovered",
                 f"a save that overlapped the commit was merged: {added} entries put back",
@@ -217,6 +260,12 @@ class Committer:
             except FileNotFoundError:
                 with failing_as("restore", store.file(METADATA_NAME)):
                     self._link(name, METADATA_NAME)
+                self._log.warning(
+                    "storage_manager.recovered",
+                    f"{store.file(METADATA_NAME)} was missing; it is restored from {name}, which a run that died left",
+                    what="restored",
+                    file=name,
+                )
                 current = status
             except OSError as error:
                 raise StoreError("examine", store.file(METADATA_NAME), error) from error
@@ -328,7 +377,8 @@ class Committer:
         self._report_aside(aside)
 
     def _aside_name(self) -> str:
-        return f"{ASIDE_PREFIX}{self._clock.now():%Y%m%dT%H%M%S%fZ}"
+        # The random part keeps one from replacing another, whatever the clock does.
+        return f"{ASIDE_PREFIX}{self._clock.now():%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}"
 
     def _report_aside(self, aside: str) -> None:
         self._log.warning(
@@ -340,22 +390,30 @@ class Committer:
         )
 
 
-def removal(store: Store, deleted: Mapping[str, Session], swept: Mapping[str, Session]) -> Editor:
+class Removal:
     """An editor that drops the entries of `deleted` blobs, and of `swept` dangling entries still without one.
 
     An entry that somebody changed meanwhile stays if a blob of its own is on disk: then it is another session.
     """
 
-    def editor(current: Document) -> Optional[Edit]:
-        drop = {key for key in current.keys if key in deleted}
-        changed = {current.keys[index] for index in current.fresh}
-        doubtful = (changed & drop) | {key for key in current.keys if key in swept}
-        if doubtful:
-            drop |= doubtful
-            drop -= doubtful & store.guids_on_disk()
-        return Edit(drop=drop) if drop else None
+    def __init__(self, store: Store, deleted: Collection[str], swept: Collection[str]) -> None:
+        self._store = store
+        self._deleted = deleted
+        self._swept = swept
+        self.swept_count = 0
+        """How many dangling entries the last edit drops."""
 
-    return editor
+    def __call__(self, current: Document) -> Optional[Edit]:
+        drop = {key for key in current.keys if key in self._deleted}
+        dangling = {key for key in current.keys if key in self._swept}
+        changed = drop.intersection(current.keys[index] for index in current.fresh)
+        if dangling or changed:
+            on_disk = self._store.guids_on_disk()
+            dangling -= on_disk
+            drop -= changed & on_disk
+        self.swept_count = len(dangling)
+        drop |= dangling
+        return Edit(drop=drop) if drop else None
 
 
 def merge(current: Document, late: Document, base: Optional[Document], store: Store) -> Edit:

@@ -55,6 +55,8 @@ class Settings(NamedTuple):
     log_json: Optional[bool]
     """None: JSON unless standard error is a terminal."""
     log_file: Optional[str]
+    prefix: str
+    """What the variables' names begin with."""
 
 
 def read_settings(
@@ -79,6 +81,7 @@ def read_settings(
         log_level=reader.value("LOG_LEVEL", logging.INFO, _level, shown="INFO"),
         log_json=reader.value("LOG_JSON", None, _boolean, shown="decided by the terminal"),
         log_file=reader.text("LOG_FILE"),
+        prefix=reader.prefix,
     )
     return settings, reader.fallbacks
 
@@ -113,11 +116,11 @@ class _Reader:
         if data_root:
             return os.path.join(data_root, "storage"), "--data-root"
         for name in ("STORAGE", "STORAGE_DIR"):
-            value = self._environ.get(f"{self.prefix}_{name}")
-            if value:
+            value = self._environ.get(f"{self.prefix}_{name}", "")
+            if value.strip():
                 return value, f"{self.prefix}_{name}"
-        value = self._environ.get(f"{self.prefix}_DATA_DIR")
-        if value:
+        value = self._environ.get(f"{self.prefix}_DATA_DIR", "")
+        if value.strip():
             return os.path.join(value, "storage"), f"{self.prefix}_DATA_DIR"
         return DEFAULT_STORAGE_DIR, "the default"
 

@@ -18,6 +18,7 @@ _KEY = re.compile(_SPACE + r'"([^"\\\x00-\x1f]*)"' + _SPACE + ":" + _SPACE).matc
 _QUOTE = re.compile(_SPACE + '"').match
 _COLON = re.compile(_SPACE + ":" + _SPACE).match
 _NEXT = re.compile(_SPACE + "([,}])").match
+_NEXT_BYTES = re.compile(_SPACE.encode() + b"([,}])").match
 _OPENING_BYTES = re.compile(_SPACE.encode() + rb"(\{)(?:" + _SPACE.encode() + rb"(\}))?").match
 _SPACE_BYTES = re.compile(_SPACE.encode())
 _CLOSE, _COMMA = b"}", b","
@@ -229,11 +230,10 @@ def reparse(data: bytes, known: Fingerprint) -> Document:
         end = start + lengths[at] if at < count else start
         if end > start and hash(data[start:end]) == hashes[at]:
             key = known_keys[at]
-            if data[end : end + 1] == _COMMA:
-                pos = end + 1
-            else:
-                pos, done = _separator(data[end:].decode("latin-1"), 0)
-                pos += end
+            match = _NEXT_BYTES(data, end)
+            if match is None:
+                raise NotJson(f"a comma or closing brace is missing at byte {end}")
+            pos, done = match.end(), match.group(1) == _CLOSE
             at += 1
         else:
             key, end, pos, done = _member_at(data, start)

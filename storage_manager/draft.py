@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Optional
 
-from storage_manager.errors import NotWritable, StoreError, failing_as
+from storage_manager.errors import LockLost, NotWritable, StoreError, failing_as
 from storage_manager.store import METADATA_NAME, Store
 
 TMP_NAME = ".metadata.json.tmp"
@@ -33,6 +34,7 @@ class Draft:
         with failing_as("create", store.file(TMP_NAME)):
             self._fd = os.open(TMP_NAME, flags, 0o600, dir_fd=store.dir_fd)
         try:
+            self._claim()
             self._take_on(like)
         except BaseException:
             self.discard()
@@ -59,7 +61,12 @@ class Draft:
             os.fsync(self._fd)
 
     def publish(self) -> None:
-        """Rename over metadata.json: from here on the store's truth. Raises StoreError."""
+        """Rename over metadata.json: from here on the store's truth. Raises StoreError, LockLost."""
+        with failing_as("examine", self._store.file(TMP_NAME)):
+            mine = os.fstat(self._fd)
+            named = os.stat(TMP_NAME, dir_fd=self._store.dir_fd, follow_symlinks=False)
+        if (mine.st_dev, mine.st_ino) != (named.st_dev, named.st_ino):
+            raise LockLost(f"{self._store.file(TMP_NAME)} was replaced by somebody else's: another prune is running")
         with failing_as("replace", self._store.file(METADATA_NAME)):
             os.rename(TMP_NAME, METADATA_NAME, src_dir_fd=self._store.dir_fd, dst_dir_fd=self._store.dir_fd)
         self._close()
@@ -76,11 +83,22 @@ class Draft:
         with suppress(OSError):  # what was written has been synced; close has nothing left to report
             os.close(fd)
 
-    def _take_on(self, like: os.stat_result) -> None:
-        status = os.fstat(self._fd)
+    def _claim(self) -> None:
+        """Lock the draft: where the prune lock has been broken, another run must not take it for a leftover."""
         try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockLost(f"{self._store.file(TMP_NAME)} was taken by another prune that is running") from None
+        except OSError:  # then this file system is one where the prune lock cannot have been taken either
+            pass
+
+    def _take_on(self, like: os.stat_result) -> None:
+        try:
+            status = os.fstat(self._fd)
             if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):
                 os.fchown(self._fd, like.st_uid, like.st_gid)
+            if self._access_list is None:
+                _drop_access_list(self._fd)
             os.fchmod(self._fd, stat.S_IMODE(like.st_mode))
             if self._access_list is not None:
                 os.setxattr(self._fd, _ACCESS_LIST, self._access_list)
@@ -101,8 +119,34 @@ def access_list(fd: int) -> Optional[bytes]:
         return None
 
 
+def _drop_access_list(fd: int) -> None:
+    """Remove the list that a new file inherits from its directory: the file's own mode shall decide."""
+    try:
+        os.removexattr(fd, _ACCESS_LIST)
+    except OSError:  # there is none, or a file system without them
+        pass
+
+
 def remove_leftover(store: Store) -> bool:
-    """Remove a draft that a dead process left; False when there is none. Raises StoreError."""
+    """Remove a draft that a dead process left; False when there is none. Raises StoreError, LockLost."""
+    try:
+        fd = os.open(TMP_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+    except FileNotFoundError:
+        return False
+    except OSError:  # no draft of ours, and in the way
+        return _unlink_leftover(store)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockLost(f"{store.file(TMP_NAME)} belongs to another prune that is running") from None
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+    return _unlink_leftover(store)
+
+
+def _unlink_leftover(store: Store) -> bool:
     try:
         os.unlink(TMP_NAME, dir_fd=store.dir_fd)
     except FileNotFoundError:

@@ -15,13 +15,18 @@ _FORMAT = r"[a-z0-9][a-z0-9_+-]{0,31}"
 
 is_guid = re.compile(_GUID).fullmatch
 is_format = re.compile(_FORMAT).fullmatch
-is_blob_name = re.compile(rf"{_GUID}\.{_FORMAT}").fullmatch
+# Wider than what a session's blob may be called: the blob of a corrupt entry takes up space, too.
+is_blob_name = re.compile(rf"{_GUID}\.[A-Za-z0-9][A-Za-z0-9._+-]{{0,63}}").fullmatch
 GUID_LENGTH = 36
 
 _BAD_FORMAT = "its format is not a plain lower-case extension"
 
 # With and without microseconds.
 _CLIENT_LENGTHS = (26, 19)
+_CLIENT_TIME_MARKS = ("::.", "::")
+
+# No file system holds more; a larger claim only makes sums that nobody can read.
+_LARGEST_SIZE_BYTES = 1 << 63
 
 _ISO_TIME = re.compile(
     r"(\d{4})-?(\d\d)-?(\d\d)"
@@ -78,7 +83,7 @@ def entry_visitor(
         group = find("group")
         group = groups.setdefault(group, group) if type(group) is str else None
         declared = find("size")
-        if type(declared) is not int or declared < 0:
+        if type(declared) is not int or not 0 <= declared <= _LARGEST_SIZE_BYTES:
             declared = None
         size = take_size(f"{key}.{known}", NOT_SEEN)
         session = new_tuple(Session, (created_at, key, known, group, declared, size))
@@ -100,7 +105,7 @@ def parse_time(text: Any) -> Optional[datetime]:
         return None
     # What the client writes goes the short way. Where fromisoformat() of a newer Python takes more than an
     # older one in this shape, _parse_iso() takes it to mean the same.
-    if len(text) in _CLIENT_LENGTHS and text[10] == "T" and text[4] == "-" and text[7] == "-":
+    if len(text) in _CLIENT_LENGTHS and text[4:11:3] == "--T" and text[13:20:3] in _CLIENT_TIME_MARKS:
         try:
             moment = datetime.fromisoformat(text)
         except ValueError:

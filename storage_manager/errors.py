@@ -48,10 +48,10 @@ class StoreMissing(StorageManagerError):
 class StoreError(StorageManagerError):
     """A system call on the store failed."""
 
-    def __init__(self, action: str, name: str, error: OSError) -> None:
+    def __init__(self, action: str, name: str, error: OSError, remedy: str = "") -> None:
         self.name = name
         self.errno = error.errno
-        super().__init__(f"cannot {action} {name}: {describe_errno(error)}")
+        super().__init__(f"cannot {action} {name}: {describe_errno(error)}{remedy and '; ' + remedy}")
 
     @property
     def fields(self) -> dict[str, object]:

@@ -9,7 +9,7 @@ from storage_manager import report
 from storage_manager.clock import Clock
 from storage_manager.config import Fallback, Settings
 from storage_manager.entry import utc_text
-from storage_manager.errors import EXIT_FAILED, EXIT_OK, Interrupted, StorageManagerError
+from storage_manager.errors import EXIT_FAILED, EXIT_OK, Interrupted, StorageManagerError, StoreMissing
 from storage_manager.logs import EventLog
 from storage_manager.policy import PruneLimits, plan_prune
 from storage_manager.pruner import Job, dry_run, run
@@ -82,8 +82,8 @@ def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool) -> 
     try:
         outcome = (dry_run if only_plan else run)(job, clock, log)
     except StorageManagerError as error:
-        if not error.reported:
-            log.warning(error.event, str(error), storage_dir=settings.storage_dir, **error.fields)
+        if not error.reported and not isinstance(error, StoreMissing):
+            log.error(error.event, str(error), storage_dir=settings.storage_dir, **error.fields)
         exit_code, why = error.exit_code, str(error)
     except Interrupted:
         return EXIT_OK

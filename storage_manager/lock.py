@@ -83,22 +83,21 @@ class PruneLock:
         self._fd = fd
         os.close(held)
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether no other run of this tool can be at work even if the lock file is gone."""
+        return self._guard is not None
+
     def release(self) -> None:
-        """Remove the lock file while it is still locked, then let go."""
-        if self._fd is not None:
-            if _is_at(self._store, self._fd):
-                try:
-                    os.unlink(LOCK_NAME, dir_fd=self._store.dir_fd)
-                except OSError as error:
-                    self._log.warning(
-                        "storage_manager.lock_file",
-                        f"cannot remove {self._store.file(LOCK_NAME)}: {describe_errno(error)}; the next run will",
-                    )
-            os.close(self._fd)
-            self._fd = None
-        if self._guard is not None:
-            os.close(self._guard)
-            self._guard = None
+        """Remove the lock file while it is still locked, then let go. Never fails: the next run can clean up."""
+        try:
+            if self._fd is not None and _is_at(self._store, self._fd):
+                os.unlink(LOCK_NAME, dir_fd=self._store.dir_fd)
+        except (OSError, StoreError) as error:
+            self._log.warning(
+                "storage_manager.lock_file", f"cannot remove {self._store.file(LOCK_NAME)}: {error}; the next run will"
+            )
+        _let_go(self)
 
     def __enter__(self) -> PruneLock:
         return self
@@ -136,6 +135,7 @@ def _try_to_acquire(store: Store, log: EventLog, clock: Clock, command: str, sta
     lock = PruneLock(store, log, _lock_directory(store, clock), None)
     try:
         while True:
+            clock.check()
             try:
                 fd, created = _open_lock(store)
             except OSError as error:
@@ -157,7 +157,7 @@ def _try_to_acquire(store: Store, log: EventLog, clock: Clock, command: str, sta
             os.close(fd)  # its holder has just removed it: start over with the next one
         if not created:
             _consider_leftover(store, log, clock, fd, stale_secs)
-        _write_holder(store, clock, fd, command)
+        _write_holder(clock, fd, command)
         return lock
     except BaseException:
         _let_go(lock)
@@ -165,11 +165,13 @@ def _try_to_acquire(store: Store, log: EventLog, clock: Clock, command: str, sta
 
 
 def _let_go(lock: PruneLock) -> None:
-    """Close without removing the file: it is not ours."""
-    for fd in (lock._fd, lock._guard):
-        if fd is not None:
-            os.close(fd)
+    """Close without removing the file."""
+    held = (lock._fd, lock._guard)
     lock._fd = lock._guard = None
+    for fd in held:
+        if fd is not None:
+            with suppress(OSError):  # the kernel has let go of it all the same
+                os.close(fd)
 
 
 def _lock_directory(store: Store, clock: Clock) -> Optional[int]:
@@ -228,7 +230,9 @@ def _unusable(store: Store, error: OSError) -> Exception:
         return LockUnavailable(f"{path} is a symbolic link: remove it")
     if error.errno == errno.EISDIR:
         return LockUnavailable(f"{path} is a directory: remove it")
-    return StoreError("open the lock file", path, error)
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    remedy = "a run of another user may have left it: remove it, or run as the store's owner" if denied else ""
+    return StoreError("open the lock file", path, error, remedy)
 
 
 def _consider_leftover(store: Store, log: EventLog, clock: Clock, fd: int, stale_secs: float) -> None:
@@ -264,28 +268,28 @@ def _consider_leftover(store: Store, log: EventLog, clock: Clock, fd: int, stale
 
 def _written_line(store: Store, clock: Clock, fd: int) -> bytes:
     """The lock file's line, given the moment that its creator needs to write it."""
+    deadline = clock.monotonic() + LINE_WRITTEN_SECS
     with failing_as("read", store.file(LOCK_NAME)):
         while True:
             line = os.pread(fd, _LARGEST_LINE, 0).strip()
-            if line or not 0 <= _age_secs(fd, clock) < LINE_WRITTEN_SECS:
+            young = 0 <= _age_secs(fd, clock) < LINE_WRITTEN_SECS
+            if line or not young or clock.monotonic() >= deadline:
                 return line
+            clock.check()
             clock.pause(LINE_WRITTEN_SECS / 10)
 
 
-def _write_holder(store: Store, clock: Clock, fd: int, command: str) -> None:
+def _write_holder(clock: Clock, fd: int, command: str) -> None:
     holder = {
         "pid": os.getpid(),
         "host": os.uname().nodename,
         "command": command,
         "started_at": utc_text(clock.now().replace(microsecond=0)),
     }
-    try:
+    with suppress(OSError):  # the identity is for people, and a full disk is when we are needed
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(holder).encode() + b"\n", 0)
         os.utime(fd)
-    except OSError as error:
-        if error.errno not in DISK_FULL:  # the identity is for people; a full disk is when we are needed
-            raise StoreError("write the lock file", store.file(LOCK_NAME), error) from error
 
 
 def _busy(store: Store, holder: dict[str, Any]) -> LockBusy:
@@ -343,15 +347,15 @@ def _age_secs(fd: int, clock: Clock) -> float:
 def _status_at(store: Store) -> Optional[os.stat_result]:
     try:
         return os.stat(LOCK_NAME, dir_fd=store.dir_fd, follow_symlinks=False)
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StoreError("examine", store.file(LOCK_NAME), error) from error
 
 
 def _is_at(store: Store, fd: int) -> bool:
-    """Whether the lock file's name still leads to the file that is locked."""
+    """Whether the lock file's name still leads to the file that is locked. Raises StoreError."""
     status = _status_at(store)
-    try:
+    with failing_as("examine", store.file(LOCK_NAME)):
         mine = os.fstat(fd)
-    except OSError:  # a lock that cannot be examined is not one to rely on
-        return False
     return status is not None and (status.st_dev, status.st_ino) == (mine.st_dev, mine.st_ino)

@@ -14,6 +14,7 @@ import select
 import stat
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Optional, TextIO
 
 from storage_manager import __version__
@@ -150,42 +151,68 @@ class StderrHandler(logging.Handler):
     def __init__(self, fd: int) -> None:
         super().__init__()
         self._fd = fd
+        self._own_fd: Optional[int] = None
         self._dropped = 0
         self._torn = False
+        self._written = 0
         self._patience_secs = STALL_SECS
         try:
             mode = os.fstat(fd).st_mode
             self._may_block = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
         except OSError:
             self._may_block = True
+        if self._may_block:
+            # Opened anew it can be made non-blocking without changing what other processes share with us. Not
+            # everything can (a socket): then poll() alone must tell.
+            with suppress(OSError):
+                self._fd = self._own_fd = os.open(
+                    f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+                )
         self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
+        self._poll.register(self._fd, select.POLLOUT)
 
     def begin_run(self) -> None:
         self._patience_secs = STALL_SECS
 
+    def close(self) -> None:
+        if self._own_fd is not None:
+            os.close(self._own_fd)
+            self._own_fd = None
+        super().close()
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
-            if self._torn:
-                line = b"\n" + line
             if self._dropped and self._ready(0.0):
                 line = self._dropped_line(record) + line
-            self._write(line)
+            if self._torn:
+                line = b"\n" + line
         except Exception:  # noqa: BLE001  # whatever is wrong with a log line must not end a prune
             self._dropped += 1
+            return
+        left = len(line)
+        try:
+            left = self._write(line)
+        except OSError:  # nobody reads any more, or the disk is full; both may pass
+            pass
+        if left:
+            self._dropped += 1
+            self._torn = self._torn or self._written > 0
+        else:
+            self._dropped = 0
+            self._torn = False
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, line: bytes) -> int:
+        """Write what finds room in time; how many bytes did not. Raises OSError."""
+        self._written = 0
         view = memoryview(line)
         while view:
             if self._may_block and not self._ready(self._patience_secs):
-                self._dropped += 1
-                self._torn = len(view) < len(line)
-                return
+                break
             written = os.write(self._fd, view[:_PIPE_CHUNK_BYTES] if self._may_block else view)
+            self._written += written
             view = view[written:]
-        self._dropped = 0
-        self._torn = False
+        return len(view)
 
     def _ready(self, secs: float) -> bool:
         if self._poll.poll(0):
@@ -222,7 +249,7 @@ def build_logger(stream: Optional[TextIO], as_json: bool, level: int) -> logging
     return logger
 
 
-def add_log_file(logger: logging.Logger, path: str) -> Optional[str]:
+def add_log_file(logger: logging.Logger, path: str, storage_dir: str) -> Optional[str]:
     """Send every event to a rotated file as JSON, too. What is wrong with the path, or None.
 
     Losing the file later (a full disk, a removed directory) loses lines, not the run.
@@ -234,6 +261,9 @@ def add_log_file(logger: logging.Logger, path: str) -> Optional[str]:
             """Called when a line could not be written; the next one is tried again."""
 
     try:
+        with suppress(FileNotFoundError):
+            if os.path.samefile(os.path.dirname(os.path.realpath(path)), storage_dir):
+                return "it lies in the storage directory, where it might be taken for a part of the store"
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "it is not a regular file"
     except FileNotFoundError:
@@ -277,16 +307,20 @@ def _clef_name(name: str) -> str:
 
 def _strict(value: Any, depth: int = 4) -> Any:
     """`value` as something that strict JSON can say."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
     if value is None or (isinstance(value, int) and abs(value) < 1 << 64):
         return value
     if isinstance(value, float):
         return value if abs(value) <= sys.float_info.max else str(value)
     if depth and isinstance(value, dict):
-        return {_strict(str(key)): _strict(item, depth - 1) for key, item in value.items()}
+        return {_shown(key): _strict(item, depth - 1) for key, item in value.items()}
     if depth and isinstance(value, (list, tuple, set, frozenset)):
         return [_strict(item, depth - 1) for item in value]
+    return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
     try:
         return printable(value, 1000)
     except Exception:  # noqa: BLE001  # an object whose text cannot be had; a log line must not fail over it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Callable, NamedTuple, Optional, TypeVar
 
 from storage_manager.clock import Patience
@@ -42,7 +43,8 @@ class Identity(NamedTuple):
 class Reading:
     """A stable read: the open descriptor, the bytes, and the document in them. Close it."""
 
-    def __init__(self, fd: int, status: os.stat_result, data: bytes) -> None:
+    def __init__(self, path: str, fd: int, status: os.stat_result, data: bytes) -> None:
+        self.path = path
         self.fd = fd
         self.status = status
         self.data = data
@@ -57,11 +59,12 @@ class Reading:
         The bytes themselves are compared: a rewrite of the same length within one tick of the file system's
         clock changes neither the size nor the time stamp.
         """
-        with failing_as("read again", METADATA_NAME):
+        with failing_as("read again", self.path):
             return _identity(os.fstat(self.fd)) == self.identity and _same_bytes(self.fd, self.data)
 
     def close(self) -> None:
-        os.close(self.fd)
+        with suppress(OSError):  # nothing was written through it
+            os.close(self.fd)
 
     def __enter__(self) -> Reading:
         return self
@@ -94,7 +97,7 @@ def read_stable(
                     rejected = _identity(status), "it is being written"
                     document = read(data)
                     keep = True
-                    return Reading(fd, status, data), document
+                    return Reading(store.file(name), fd, status, data), document
             problem = rejected[1] if rejected is not None else "it is being replaced"
         except NotJson as error:
             problem = str(error)
@@ -102,7 +105,8 @@ def read_stable(
                 rejected = rejected[0], problem
         finally:
             if not keep:
-                os.close(fd)
+                with suppress(OSError):
+                    os.close(fd)
         if patience.exhausted():
             raise MetadataCorrupt(
                 f"{store.file(name)} is not readable as JSON ({problem}); nothing was touched. Stop the service, "
@@ -166,15 +170,7 @@ def _read_whole(store: Store, name: str, fd: int, before: os.stat_result) -> byt
     """All the bytes. Raises NotJson when the file is torn or changes on the way, StoreError on failure."""
     with failing_as("read", store.file(name)):
         _refuse_torn(fd, before.st_size)
-        parts = []
-        offset = 0
-        while offset <= before.st_size:
-            part = os.pread(fd, before.st_size + 1 - offset, offset)
-            if not part:
-                break
-            parts.append(part)
-            offset += len(part)
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        data = _read_at(fd, before.st_size + 1, 0)
         if len(data) != before.st_size or _identity(os.fstat(fd)) != _identity(before):
             raise NotJson("it is being written")
         # A second look at the bytes: a rewrite within one tick of the clock leaves no other trace.
@@ -199,9 +195,20 @@ def _same_bytes(fd: int, data: bytes) -> bool:
     for offset in range(0, len(data), _CHUNK_BYTES):
         # Slices of bytes are compared by memcmp; those of a memoryview one element after the other.
         expected = data[offset : offset + _CHUNK_BYTES]
-        if os.pread(fd, len(expected), offset) != expected:
+        if _read_at(fd, len(expected), offset) != expected:
             return False
     return True
+
+
+def _read_at(fd: int, length: int, offset: int) -> bytes:
+    """As many bytes as there are, up to `length`: one read may give fewer."""
+    data = os.pread(fd, length, offset)
+    while 0 < len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 def _pauses() -> Iterator[float]:

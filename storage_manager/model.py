@@ -57,6 +57,8 @@ class Snapshot(NamedTuple):
     dangling: Sequence[Session]
     anomalies: Sequence[Anomaly]
     """All anomalies but the dangling entries, which have a list of their own."""
+    torn: Sequence[str] = ()
+    """Unfinished metadata of writers that seemed dead, kept aside by earlier runs."""
 
     def scoped(self, group: Optional[str]) -> Snapshot:
         """The store as a command with `--group` sees it: that group's sessions alone."""
@@ -147,8 +149,8 @@ class Outcome(NamedTuple):
     dry_run: bool
     deleted_count: int
     freed_bytes: int
-    failed_count: int
-    """Blobs that could not be deleted; their entries stay."""
+    failed: frozenset[str]
+    """The guids of the blobs that could not be deleted; their entries stay."""
     swept_count: int
     final_bytes: int
     exit_code: int

@@ -38,7 +38,7 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
     sessions = scope.sessions
     protected_from, protections = _protected(sessions, limits, now)
 
-    count = 0
+    count, excess = 0, 0
     if usage > limits.limit_bytes:
         tolerated = anomaly_bytes if anomaly_bytes > limits.target_bytes else 0
         excess = usage - tolerated - limits.target_bytes
@@ -51,7 +51,10 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
     causes: dict[str, int] = {}
     if usage > limits.limit_bytes and usage - freed > limits.target_bytes:
         causes = {kind: size for kind, (_, size) in scope.anomaly_totals().items() if size}
-        causes.update((keep.cause, sum(s.size_bytes for s in keep.sessions)) for keep in protections if keep.sessions)
+        if excess > 0:  # the protections have stopped it, too
+            causes.update(
+                (keep.cause, sum(s.size_bytes for s in keep.sessions)) for keep in protections if keep.sessions
+            )
     kept = [Keep("not_needed", "within the limit", sessions[count:protected_from]), *protections]
     return Plan(
         victims=victims,

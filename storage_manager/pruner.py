@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 
 from storage_manager import report
 from storage_manager.clock import Clock, Patience
-from storage_manager.commit import MEANWHILE_PATIENCE_SECS, Committer, removal
+from storage_manager.commit import MEANWHILE_PATIENCE_SECS, Committer, Removal
 from storage_manager.document import Fingerprint, parse, visit_members
 from storage_manager.draft import DISK_FULL
 from storage_manager.entry import utc_text
@@ -22,6 +22,7 @@ from storage_manager.errors import (
     LockLost,
     StorageManagerError,
     StoreError,
+    StoreMissing,
     describe_errno,
     errno_name,
 )
@@ -30,6 +31,7 @@ from storage_manager.logs import EventLog
 from storage_manager.metadata import READ_PATIENCE_SECS, Reading, read_stable
 from storage_manager.model import ANOMALY_KINDS, DANGLING, IN_FLIGHT, Outcome, Plan, Session, Snapshot
 from storage_manager.store import Inventory, Store, open_store, stores_below
+from storage_manager.text import printable
 
 # A long prune commits this often, so that a crash leaves few dangling entries, and a client that lists the
 # sessions does not see deleted ones for long.
@@ -60,11 +62,11 @@ class _Progress:
     """What a run has done so far: it must be known whatever ends the run."""
 
     def __init__(self) -> None:
-        self.uncommitted: dict[str, Session] = {}
+        self.uncommitted: set[str] = set()
         self.deleted_count = 0
         self.freed_bytes = 0
         self.gone_bytes = 0
-        self.failed_count = 0
+        self.failed: set[str] = set()
         self.swept_count = 0
 
 
@@ -103,7 +105,7 @@ def take_snapshot(storage_dir: str, clock: Clock, log: EventLog) -> Snapshot:
         snapshot, reading = survey(store, clock)
         if reading is not None:
             reading.close()
-    report_findings(snapshot, reading is not None, storage_dir, log)
+    report_findings(snapshot, storage_dir, log)
     return snapshot
 
 
@@ -118,7 +120,7 @@ def dry_run(job: Job, clock: Clock, log: EventLog) -> Outcome:
         dry_run=True,
         deleted_count=len(plan.victims),
         freed_bytes=plan.freed_bytes,
-        failed_count=0,
+        failed=frozenset(),
         swept_count=len(plan.swept),
         final_bytes=plan.planned_bytes,
         exit_code=EXIT_OK if plan.target_met else EXIT_FAILED,
@@ -145,11 +147,12 @@ def run(job: Job, clock: Clock, log: EventLog) -> Outcome:
         log.warning(error.event, str(error), storage_dir=job.storage_dir, **error.fields)
         error.reported = True
         raise
+    except StoreMissing:
+        raise  # for a command an error, for the loop a warning
     except StorageManagerError as error:
-        if error.event != StorageManagerError.event:
-            log.error(error.event, str(error), storage_dir=job.storage_dir)
+        special = error.event != StorageManagerError.event
         log.error(
-            f"storage_manager.{job.kind}.failed",
+            error.event if special else f"storage_manager.{job.kind}.failed",
             str(error),
             storage_dir=job.storage_dir,
             deleted_count=progress.deleted_count,
@@ -168,9 +171,13 @@ def _run_locked(job: Job, store: Store, lock: PruneLock, clock: Clock, log: Even
         committer.recover()
         clock.check()
         snapshot, reading = survey(store, clock)
+        if snapshot.torn and committer.recover_torn(snapshot.torn):
+            if reading is not None:
+                reading.close()
+            snapshot, reading = survey(store, clock)
         with reading or nullcontext():
             clock.check()
-            report_findings(snapshot, reading is not None, job.storage_dir, log)
+            report_findings(snapshot, job.storage_dir, log)
             plan = job.planner(snapshot, clock.now())
             facts = _report_check(job, snapshot, plan, log)
             # Of a large store, what stays takes much memory, and is of no more use.
@@ -196,7 +203,7 @@ def _run_locked(job: Job, store: Store, lock: PruneLock, clock: Clock, log: Even
     finally:
         committer.close()
     final_bytes = plan.current_bytes - progress.gone_bytes
-    exit_code = EXIT_OK if plan.target_met and not progress.failed_count else EXIT_FAILED
+    exit_code = EXIT_OK if plan.target_met and not progress.failed else EXIT_FAILED
     if clock.stop_signal is not None:
         exit_code = 128 + clock.stop_signal
     outcome = Outcome(
@@ -204,7 +211,7 @@ def _run_locked(job: Job, store: Store, lock: PruneLock, clock: Clock, log: Even
         dry_run=False,
         deleted_count=progress.deleted_count,
         freed_bytes=progress.freed_bytes,
-        failed_count=progress.failed_count,
+        failed=frozenset(progress.failed),
         swept_count=progress.swept_count,
         final_bytes=final_bytes,
         exit_code=exit_code,
@@ -238,16 +245,19 @@ def _carry_out(
                 committed_at = clock.monotonic()
         lock.refresh()
     except LockLost as error:
+        if not lock.is_exclusive:
+            raise  # the other run may be committing, too; the entries stay, dangling
         lost = error
     except StoreError:
         # The file system has become read-only or worse; the entries of what is gone may still be removable.
         _commit_meanwhile(committer, store, known, log, progress)
         raise
-    swept = {} if lost or clock.stopping else {session.guid: session for session in plan.swept}
+    swept = set() if lost or clock.stopping else {session.guid for session in plan.swept}
     if progress.uncommitted or swept:
-        committer.commit(removal(store, progress.uncommitted, swept), known)
+        removal = Removal(store, progress.uncommitted, swept)
+        committer.commit(removal, known)
+        progress.swept_count = removal.swept_count
     progress.uncommitted.clear()
-    progress.swept_count = len(swept)
     if lost is not None:
         raise lost
 
@@ -259,7 +269,7 @@ def _delete(job: Job, session: Session, reason: str, store: Store, log: EventLog
     except OSError as error:
         if error.errno == EROFS:
             raise StoreError("delete", store.file(name), error) from error
-        progress.failed_count += 1
+        progress.failed.add(session.guid)
         log.error(
             f"storage_manager.{job.kind}.delete_failed",
             f"cannot delete {name}: {describe_errno(error)}; it stays, and so does its entry",
@@ -268,7 +278,7 @@ def _delete(job: Job, session: Session, reason: str, store: Store, log: EventLog
             errno=errno_name(error.errno),
         )
         return
-    progress.uncommitted[session.guid] = session
+    progress.uncommitted.add(session.guid)
     progress.gone_bytes += session.size_bytes
     if not existed:  # its owner deleted it meanwhile; only the entry is left to remove
         return
@@ -290,8 +300,8 @@ def _commit_meanwhile(
 ) -> Optional[Fingerprint]:
     """A commit that may be put off: a busy client or a full disk only means that the next one has more to do."""
     try:
-        editor = removal(store, progress.uncommitted, {})
-        known = committer.commit(editor, known, MEANWHILE_PATIENCE_SECS) or known
+        removal = Removal(store, progress.uncommitted, ())
+        known = committer.commit(removal, known, MEANWHILE_PATIENCE_SECS) or known
     except (CommitContended, StoreError) as error:
         if isinstance(error, StoreError) and error.errno not in DISK_FULL:
             raise
@@ -301,12 +311,12 @@ def _commit_meanwhile(
     return known
 
 
-def report_findings(snapshot: Snapshot, has_metadata: bool, storage_dir: str, log: EventLog) -> None:
+def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> None:
     """Events about what is odd in a store: one for each kind of anomaly, and one for a store in the wrong place."""
     names: dict[str, list[str]] = {kind: [] for kind in ANOMALY_KINDS}
     for anomaly in snapshot.anomalies:
         if len(names[anomaly.kind]) < _EXAMPLES:
-            names[anomaly.kind].append(f"{anomaly.name} ({anomaly.detail})")
+            names[anomaly.kind].append(f"{printable(anomaly.name, 200)} ({anomaly.detail})")
     names[DANGLING] = [session.guid for session in snapshot.dangling[:_EXAMPLES]]
     for kind, (count, size_bytes) in snapshot.anomaly_totals().items():
         # A save or a delete under way is everyday life; the rest wants somebody's attention.
@@ -321,7 +331,8 @@ def report_findings(snapshot: Snapshot, has_metadata: bool, storage_dir: str, lo
             examples=names[kind],
             storage_dir=storage_dir,
         )
-    if not (has_metadata or snapshot.sessions or snapshot.anomalies):
+    # An empty metadata.json says nothing: the client makes one wherever it is started.
+    if not (snapshot.sessions or snapshot.dangling or snapshot.anomalies):
         below = stores_below(storage_dir)
         if below:
             log.warning(
@@ -385,7 +396,7 @@ def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: floa
         freed_bytes=outcome.freed_bytes,
         freed_mb=report.megabytes(outcome.freed_bytes),
         swept_count=outcome.swept_count,
-        failed_count=outcome.failed_count,
+        failed_count=len(outcome.failed),
         final_bytes=outcome.final_bytes,
         final_mb=report.megabytes(outcome.final_bytes),
         exit_code=outcome.exit_code,

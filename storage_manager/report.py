@@ -71,6 +71,6 @@ def sentence(outcome: Outcome) -> str:
     if outcome.swept_count:
         text += f", and {counted(outcome.swept_count, 'dangling entry')}"
     text += f"; {size(outcome.final_bytes)} {'would remain' if outcome.dry_run else 'remain'}"
-    if outcome.failed_count:
-        text += f"; {counted(outcome.failed_count, 'blob')} could not be deleted"
+    if outcome.failed:
+        text += f"; {counted(len(outcome.failed), 'blob')} could not be deleted"
     return text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from storage_manager.errors import StoreError, StoreMissing, describe_errno, fai
 from storage_manager.model import CORRUPT, IN_FLIGHT, NOT_A_FILE, ORPHAN, UNREADABLE, Anomaly, Session, Snapshot
 
 METADATA_NAME = "metadata.json"
+ASIDE_PREFIX = ".metadata.json.torn-"
 
 # A blob without an entry may be a save under way; the client writes the entry within seconds of the blob, so
 # ten minutes leave room for a client that is starved or stopped.
@@ -67,7 +68,8 @@ def open_store(path: str) -> Iterator[Store]:
     try:
         yield Store(path, dir_fd)
     finally:
-        os.close(dir_fd)
+        with suppress(OSError):  # nothing was written through it
+            os.close(dir_fd)
 
 
 class Inventory:
@@ -119,6 +121,8 @@ class Inventory:
 
     def snapshot(self, now: datetime) -> Snapshot:
         """The result, once every member has been visited. Raises StoreError."""
+        if len({session.guid for session in self._sessions}) < len(self._sessions):
+            self._settle_repeated_sessions()
         if self._missing or self._corrupt:
             self._settle_duplicates()
         anomalies = [
@@ -151,7 +155,17 @@ class Inventory:
         dangling = [session._replace(size_bytes=0) for guid, session in self._missing.items() if guid not in accounted]
         self._sessions.sort()
         dangling.sort()
-        return Snapshot(self._sessions, dangling, anomalies)
+        torn = sorted(name for name in self._sizes if name.startswith(ASIDE_PREFIX))
+        return Snapshot(self._sessions, dangling, anomalies, torn)
+
+    def _settle_repeated_sessions(self) -> None:
+        """Of several members with one key, each with a blob of its own, the last counts; the others' blobs do not."""
+        last = {session.guid: index for index, session in enumerate(self._sessions)}
+        for index, session in enumerate(self._sessions):
+            if last[session.guid] != index:
+                self._sizes[session.blob_name] = session.size_bytes
+                self._sessions[index] = session._replace(size_bytes=NOT_SEEN)
+        self._sessions[:] = [session for session in self._sessions if session.size_bytes != NOT_SEEN]
 
     def _settle_duplicates(self) -> None:
         """As in every JSON reader, the last of several members with one key counts.

@@ -11,12 +11,10 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u2
 
 def printable(value: object, limit: int = 4096) -> str:
     """`value` as one line of plain text, at most `limit` characters; what cannot be shown is escaped."""
-    text = str(value)
-    if len(text) > limit:
-        text = text[: limit - 3] + "..."
-    if text.isascii() and text.isprintable():
-        return text
-    return _UNPRINTABLE.sub(_escape, text)
+    text = str(value)[: limit + 1]
+    if not (text.isascii() and text.isprintable()):
+        text = _UNPRINTABLE.sub(_escape, text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _escape(match: re.Match[str]) -> str:

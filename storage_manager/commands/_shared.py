@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from storage_manager import report
@@ -11,7 +11,7 @@ from storage_manager.clock import Clock
 from storage_manager.config import DEFAULT_LOCK_STALE_SECS
 from storage_manager.entry import utc_text
 from storage_manager.logs import EventLog
-from storage_manager.model import Outcome
+from storage_manager.model import Outcome, Session
 from storage_manager.output import Output
 from storage_manager.pruner import Job, dry_run, run
 from storage_manager.quantity import parse_number
@@ -59,9 +59,9 @@ def show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, out: Output) 
         out.json(_json(outcome, job, verbose))
         return
     if outcome.dry_run or verbose:
-        for action, session, reason in outcome.plan.decisions():
-            if (action == "keep" and not verbose) or not out.is_open:
-                continue
+        for action, session, reason in _decisions(outcome, verbose):
+            if not out.is_open:
+                break
             out.line(
                 f"{action:<6}  {session.guid}  {utc_text(session.created_at)[:19]}  "
                 f"{report.size(session.size_bytes):>10}  {reason}"
@@ -88,7 +88,7 @@ def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:
         "deleted_count": outcome.deleted_count,
         "freed_bytes": outcome.freed_bytes,
         "swept_count": outcome.swept_count,
-        "failed_count": outcome.failed_count,
+        "failed_count": len(outcome.failed),
         "exit_code": outcome.exit_code,
         "plan": [
             {
@@ -99,7 +99,15 @@ def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:
                 "size_bytes": session.size_bytes,
                 "reason": reason,
             }
-            for action, session, reason in plan.decisions()
-            if verbose or action != "keep"
+            for action, session, reason in _decisions(outcome, verbose)
         ],
     }
+
+
+def _decisions(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, Session, str]]:
+    """The plan's decisions, with what failed called so; the sessions that stay only where asked for."""
+    for action, session, reason in outcome.plan.decisions():
+        if session.guid in outcome.failed:
+            yield "failed", session, reason
+        elif verbose or action != "keep":
+            yield action, session, reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from storage_manager.clock import Clock
 from storage_manager.commands import Context
 from storage_manager.commands._shared import add_lock_arguments, argument, execute, show
 from storage_manager.errors import EXIT_OK, StorageManagerError
@@ -44,26 +45,32 @@ def run(args: argparse.Namespace, context: Context) -> int:
         lock_timeout_secs=args.lock_timeout,
         lock_stale_secs=args.lock_stale_seconds,
     )
-    if args.age_days == 0 and not (args.yes or args.dry_run) and not _confirmed(job):
+    if args.age_days == 0 and not (args.yes or args.dry_run) and not _confirmed(job, context.clock):
         context.log.info("storage_manager.purge.cancelled", "cancelled; nothing was deleted", group=args.group)
-        context.out.line("cancelled; nothing was deleted")
+        if args.json:
+            context.out.json({"command": NAME, "cancelled": True, "exit_code": EXIT_OK})
+        else:
+            context.out.line("cancelled; nothing was deleted")
         return EXIT_OK
     outcome = execute(job, args.dry_run, context.clock, context.log)
     show(outcome, job, args.json, False, context.out)
     return outcome.exit_code
 
 
-def _confirmed(job: Job) -> bool:
+def _confirmed(job: Job, clock: Clock) -> bool:
     whose = "every session" if job.group is None else f"every session of group {printable(job.group, 80)}"
     if sys.stderr is not None:
         print(f"This deletes {whose} in {printable(job.storage_dir)}.", file=sys.stderr)
         print("Are you sure? (yes/no) ", end="", file=sys.stderr, flush=True)
     try:
-        answer = sys.stdin.readline() if sys.stdin is not None else ""
+        answer = ""
+        if sys.stdin is not None:
+            clock.wait_for_input(sys.stdin.fileno())
+            answer = sys.stdin.readline()
     except (OSError, ValueError):
         answer = ""
+    if sys.stderr is not None and not (answer and sys.stdin.isatty()):
+        print(file=sys.stderr)  # nobody has pressed return
     if not answer:
-        if sys.stderr is not None:
-            print(file=sys.stderr)
         raise StorageManagerError("there is nobody to answer; use --yes to delete everything without being asked")
     return answer.strip().lower() in ("yes", "y")

@@ -1,0 +1,297 @@
+"""The environment as settings: what each variable does, and what an unusable value falls back to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, Optional
+
+import pytest
+
+from storage_manager.config import (
+    DEFAULT_INTERVAL_MINS,
+    DEFAULT_LOCK_STALE_SECS,
+    DEFAULT_MAX_STORAGE_MB,
+    DEFAULT_PREFIX,
+    DEFAULT_STORAGE_DIR,
+    PREFIX_VARIABLE,
+    Fallback,
+    Settings,
+    read_settings,
+)
+
+MB = 1024 * 1024
+
+INTERVAL = "GOFR_DIG_HOUSEKEEPING_INTERVAL_MINS"
+MAX_STORAGE = "GOFR_DIG_MAX_STORAGE_MB"
+LOCK_STALE = "GOFR_DIG_HOUSEKEEPER_LOCK_STALE_SECONDS"
+
+NO_NUMBERS = [
+    "nan",
+    "NaN",
+    "inf",
+    "-inf",
+    "Infinity",
+    "-5",
+    "abc",
+    "5_000",
+    "1,5",
+    "٥",
+    "１２",
+    "0x10",
+    "1e999",
+    "9" * 5000,
+]
+
+
+def settings(storage_dir: Optional[str] = None, data_root: Optional[str] = None, **environ: str) -> Settings:
+    """Settings from an environment in which everything is usable."""
+    found, fallbacks = read_settings(environ, storage_dir, data_root)
+    assert fallbacks == []
+    return found
+
+
+def fallback(**environ: str) -> tuple[Settings, Fallback]:
+    """Settings from an environment in which exactly one thing is not usable."""
+    found, fallbacks = read_settings(environ, None, None)
+    assert len(fallbacks) == 1, fallbacks
+    return found, fallbacks[0]
+
+
+def short(value: object) -> str:
+    """A test's name for a value of any length."""
+    return ascii(value)[:30]
+
+
+# --- Defaults
+
+
+def test_an_empty_environment_gives_the_documented_defaults() -> None:
+    found = settings()
+    assert found.storage_dir == DEFAULT_STORAGE_DIR == os.path.join(".", "data", "storage")
+    assert found.interval_secs == 3600
+    assert found.max_storage_bytes == 1024 * MB
+    assert found.lock_stale_secs == 3600
+    assert found.log_level == logging.INFO
+    assert (found.log_json, found.log_file, found.environment) == (None, None, None)
+    assert (DEFAULT_INTERVAL_MINS, DEFAULT_MAX_STORAGE_MB, DEFAULT_LOCK_STALE_SECS) == (60, 1024, 3600)
+    assert (PREFIX_VARIABLE, DEFAULT_PREFIX) == ("STORAGE_MANAGER_ENV_PREFIX", "GOFR_DIG")
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t\n"])
+def test_a_blank_variable_is_an_unset_one(blank: str) -> None:
+    names = ["HOUSEKEEPING_INTERVAL_MINS", "MAX_STORAGE_MB", "HOUSEKEEPER_LOCK_STALE_SECONDS", "LOG_LEVEL", "LOG_JSON"]
+    environ = {f"GOFR_DIG_{name}": blank for name in [*names, "LOG_FILE", "ENV"]}
+    assert settings(**environ, **{PREFIX_VARIABLE: blank}) == settings()
+
+
+@pytest.mark.parametrize("name", ["STORAGE", "STORAGE_DIR", "DATA_DIR"])
+def test_an_empty_directory_variable_names_no_directory(name: str) -> None:
+    assert settings(**{f"GOFR_DIG_{name}": ""}).storage_dir == DEFAULT_STORAGE_DIR
+
+
+def test_variables_of_others_are_not_looked_at() -> None:
+    assert settings(PATH="/bin", MAX_STORAGE_MB="nan", OTHER_MAX_STORAGE_MB="nan", gofr_dig_log_level="x") == settings()
+
+
+def test_settings_come_from_the_mapping_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOFR_DIG_STORAGE", "/elsewhere")
+    monkeypatch.setenv(MAX_STORAGE, "7")
+    assert settings() == read_settings({}, None, None)[0]
+    assert settings().storage_dir == DEFAULT_STORAGE_DIR
+
+
+# --- Numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "secs"),
+    [("60", 3600), ("0.5", 30), (" 5 ", 300), ("1e1", 600), ("0.001", 0.06), ("+5", 300), ("527040", 527040 * 60)],
+)
+def test_the_interval_is_in_minutes(text: str, secs: float) -> None:
+    assert settings(**{INTERVAL: text}).interval_secs == pytest.approx(secs)
+
+
+@pytest.mark.parametrize("text", [*NO_NUMBERS, "0", "0.0", "1e-400", "527041", "1e9", "1e308"], ids=short)
+def test_an_unusable_interval_falls_back_to_an_hour(text: str) -> None:
+    found, told = fallback(**{INTERVAL: text})
+    assert found.interval_secs == 3600
+    assert (told.variable, told.default) == (INTERVAL, "60")
+    assert told.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1", MB),
+        ("0.5", MB // 2),
+        ("512M", 512 * MB),
+        ("10GB", 10 * 1024**3),
+        ("1.5 GiB", 3 * 512 * MB),
+        ("1e3", 1000 * MB),
+    ],
+)
+def test_the_storage_limit_is_in_megabytes_or_has_a_unit(text: str, size: int) -> None:
+    assert settings(**{MAX_STORAGE: text}).max_storage_bytes == size
+
+
+@pytest.mark.parametrize(
+    "text", [*NO_NUMBERS, "0", "0M", "1e-9", "9e12", "1e300", "99E", "5X", "M", "1024 MB MB"], ids=short
+)
+def test_an_unusable_storage_limit_falls_back_to_a_gigabyte(text: str) -> None:
+    found, told = fallback(**{MAX_STORAGE: text})
+    assert found.max_storage_bytes == 1024 * MB
+    assert (told.variable, told.default) == (MAX_STORAGE, "1024")
+    assert told.reason
+
+
+@pytest.mark.parametrize(("text", "secs"), [("30", 30), ("30.5", 30.5), ("86400", 86400), ("31622400", 31622400)])
+def test_the_stale_time_is_in_seconds(text: str, secs: float) -> None:
+    assert settings(**{LOCK_STALE: text}).lock_stale_secs == secs
+
+
+@pytest.mark.parametrize("text", [*NO_NUMBERS, "0", "1", "29.999", "31622401", "1e300"], ids=short)
+def test_an_unusable_stale_time_falls_back_to_an_hour(text: str) -> None:
+    found, told = fallback(**{LOCK_STALE: text})
+    assert found.lock_stale_secs == 3600
+    assert (told.variable, told.default) == (LOCK_STALE, "3600")
+    assert told.reason
+
+
+def test_every_unusable_variable_is_reported_and_the_usable_ones_count() -> None:
+    found, fallbacks = read_settings(
+        {INTERVAL: "nan", MAX_STORAGE: "-1", LOCK_STALE: "60", "GOFR_DIG_LOG_LEVEL": "loud"}, None, None
+    )
+    assert [told.variable for told in fallbacks] == [INTERVAL, MAX_STORAGE, "GOFR_DIG_LOG_LEVEL"]
+    assert [told.value for told in fallbacks] == ["nan", "-1", "loud"]
+    assert found.lock_stale_secs == 60
+
+
+def test_a_reported_value_is_short_and_printable() -> None:
+    for value in ("x" * 100_000, "\x1b[2J\x00\n" * 1000, "\udcff" * 1000, "\u202e" * 1000):
+        _, told = fallback(**{INTERVAL: "5" + value})
+        assert told.value.isprintable()
+        assert told.value.startswith("5")
+        assert len(told.value) <= 80
+
+
+# --- The log
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [("DEBUG", logging.DEBUG), ("info", logging.INFO), ("Warning", logging.WARNING), ("ERROR", logging.ERROR)],
+)
+def test_the_log_level_is_a_name_in_any_case(text: str, level: int) -> None:
+    assert settings(GOFR_DIG_LOG_LEVEL=text).log_level == level
+
+
+@pytest.mark.parametrize("text", ["loud", "10", "INFO,DEBUG", "ＩＮＦＯ", "NOTSET\x00", "-1"])
+def test_an_unknown_log_level_falls_back_to_info_and_says_what_there_is(text: str) -> None:
+    found, told = fallback(GOFR_DIG_LOG_LEVEL=text)
+    assert found.log_level == logging.INFO
+    assert told.default == "INFO"
+    assert "WARNING" in told.reason
+
+
+@pytest.mark.parametrize("text", ["1", "true", "True", "YES", "on", "json"])
+def test_log_json_can_be_switched_on(text: str) -> None:
+    assert settings(GOFR_DIG_LOG_JSON=text).log_json is True
+
+
+@pytest.mark.parametrize("text", ["0", "false", "False", "NO", "off", "text"])
+def test_log_json_can_be_switched_off(text: str) -> None:
+    assert settings(GOFR_DIG_LOG_JSON=text).log_json is False
+
+
+@pytest.mark.parametrize("text", ["maybe", "2", "-1", "ja", "١"])
+def test_an_unusable_log_json_leaves_it_to_the_terminal(text: str) -> None:
+    found, told = fallback(GOFR_DIG_LOG_JSON=text)
+    assert found.log_json is None
+    assert told.variable == "GOFR_DIG_LOG_JSON"
+
+
+def test_the_log_file_and_the_environments_name_are_taken_as_they_are() -> None:
+    found = settings(GOFR_DIG_LOG_FILE="/var/log/house keeper.log", GOFR_DIG_ENV="PROD")
+    assert (found.log_file, found.environment) == ("/var/log/house keeper.log", "PROD")
+
+
+# --- The storage directory
+
+EVERYWHERE = {"GOFR_DIG_STORAGE": "/storage", "GOFR_DIG_STORAGE_DIR": "/storage-dir", "GOFR_DIG_DATA_DIR": "/data-dir"}
+
+
+@pytest.mark.parametrize(
+    ("storage_dir", "data_root", "environ", "expected", "source"),
+    [
+        ("/option", "/root", EVERYWHERE, "/option", "--storage-dir"),
+        (None, "/root", EVERYWHERE, "/root/storage", "--data-root"),
+        (None, None, EVERYWHERE, "/storage", "GOFR_DIG_STORAGE"),
+        (None, None, {**EVERYWHERE, "GOFR_DIG_STORAGE": ""}, "/storage-dir", "GOFR_DIG_STORAGE_DIR"),
+        (None, None, {"GOFR_DIG_DATA_DIR": "/data-dir"}, "/data-dir/storage", "GOFR_DIG_DATA_DIR"),
+        (None, None, {}, "./data/storage", "the default"),
+        ("relative", None, {}, "relative", "--storage-dir"),
+        (None, "/root/", {}, "/root/storage", "--data-root"),
+    ],
+)
+def test_the_storage_directory_is_named_by_the_first_of(
+    storage_dir: Optional[str], data_root: Optional[str], environ: dict[str, str], expected: str, source: str
+) -> None:
+    found = settings(storage_dir, data_root, **environ)
+    assert (found.storage_dir, found.storage_source) == (expected, source)
+
+
+def test_a_directorys_name_is_taken_as_it_is() -> None:
+    for name in ("/a b ", "/\u00e9", "/\udcff", "~/store", "$HOME/store", "/a/../b"):
+        assert settings(GOFR_DIG_STORAGE=name).storage_dir == name
+
+
+# --- The prefix
+
+
+def test_another_prefix_names_other_variables() -> None:
+    environ = {
+        PREFIX_VARIABLE: "MY_SERVICE", "MY_SERVICE_STORAGE": "/mine", "MY_SERVICE_MAX_STORAGE_MB": "5",
+        "MY_SERVICE_LOG_LEVEL": "ERROR", "GOFR_DIG_STORAGE": "/theirs", "GOFR_DIG_MAX_STORAGE_MB": "nan",
+    }  # fmt: skip
+    found = settings(**environ)
+    assert (found.storage_dir, found.storage_source) == ("/mine", "MY_SERVICE_STORAGE")
+    assert (found.max_storage_bytes, found.log_level) == (5 * MB, logging.ERROR)
+
+
+def test_fallbacks_name_the_variable_with_its_prefix() -> None:
+    _, told = fallback(**{PREFIX_VARIABLE: " OTHER ", "OTHER_MAX_STORAGE_MB": "zero"})
+    assert told.variable == "OTHER_MAX_STORAGE_MB"
+
+
+@pytest.mark.parametrize("prefix", ["1ST", "MY-SERVICE", "A B", "É", "A=B", "$X", "A\x00", "..", "٣"])
+def test_a_prefix_that_cannot_begin_a_name_falls_back_to_the_usual_one(prefix: str) -> None:
+    found, told = fallback(**{PREFIX_VARIABLE: prefix, "GOFR_DIG_STORAGE": "/usual", f"{prefix}_STORAGE": "/odd"})
+    assert found.storage_dir == "/usual"
+    assert (told.variable, told.default) == (PREFIX_VARIABLE, "GOFR_DIG")
+
+
+def test_no_value_whatever_of_any_variable_is_an_error() -> None:
+    odd: list[Any] = [
+        "",
+        " ",
+        "\x00",
+        "\udcff",
+        "nan",
+        "-1",
+        "1e999",
+        "٣",
+        "x" * 10_000,
+        "\n",
+        "0",
+        "{}",
+        "9" * 400 + "E",
+    ]
+    for value in odd:
+        for name in Settings._fields:
+            read_settings({f"GOFR_DIG_{name.upper()}": value}, None, None)
+        names = ("HOUSEKEEPING_INTERVAL_MINS", "MAX_STORAGE_MB", "HOUSEKEEPER_LOCK_STALE_SECONDS", "LOG_JSON", "ENV")
+        found, _ = read_settings({f"GOFR_DIG_{name}": value for name in names} | {PREFIX_VARIABLE: value}, None, None)
+        assert found.interval_secs > 0
+        assert found.max_storage_bytes > 0
+        assert found.lock_stale_secs >= 30

@@ -1,0 +1,323 @@
+"""list and stats: what is there, in bytes that are really on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client import Client
+from stores import blobs, event, events, leftovers, make_store, read_entries, run_tool, write_entries
+
+CORRUPT_GUID = "22222222-2222-4222-8222-222222222222"
+DANGLING_GUID = "33333333-3333-4333-8333-333333333333"
+ORPHAN_GUID = "44444444-4444-4444-8444-444444444444"
+IN_FLIGHT_GUID = "55555555-5555-4555-8555-555555555555"
+LINK_GUID = "66666666-6666-4666-8666-666666666666"
+
+
+def ago(**age: float) -> str:
+    """That long ago, as the client writes it."""
+    return (datetime.now(timezone.utc) - timedelta(**age)).replace(tzinfo=None).isoformat()
+
+
+def listed(storage: Path, *arguments: str) -> list[dict[str, Any]]:
+    done = run_tool("list", "--json", "--storage-dir", storage, *arguments)
+    assert done.returncode == 0
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def counted(storage: Path, *arguments: str, **variables: str) -> dict[str, Any]:
+    env = {f"GOFR_DIG_{name}": value for name, value in variables.items()}
+    done = run_tool("stats", "--json", "--storage-dir", storage, *arguments, env=env)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 1
+    facts = json.loads(done.stdout)
+    assert isinstance(facts, dict)
+    return facts
+
+
+def add_anomalies(storage: Path) -> None:
+    """One of each kind: 100 bytes of a corrupt entry, 200 of an orphan, 300 in flight, and two of no size."""
+    entries = read_entries(storage)
+    entries[CORRUPT_GUID] = {"format": "json", "size": 100, "created_at": "yesterday"}
+    entries[DANGLING_GUID] = {"format": "json", "size": 9999, "created_at": "2025-12-31T00:00:00"}
+    write_entries(storage, entries)
+    for guid, size in ((CORRUPT_GUID, 100), (ORPHAN_GUID, 200), (IN_FLIGHT_GUID, 300)):
+        (storage / f"{guid}.json").write_bytes(b"x" * size)
+    os.utime(storage / f"{ORPHAN_GUID}.json", (1, 1))
+    (storage / f"{LINK_GUID}.json").symlink_to("/etc/hostname")
+
+
+# list
+
+
+def test_list_is_one_guid_a_line_oldest_first(storage: Path) -> None:
+    guids = make_store(storage, 5)
+    write_entries(storage, dict(reversed(read_entries(storage).items())))
+    done = run_tool("list", "--storage-dir", storage)
+    assert done.returncode == 0
+    assert done.stdout == "".join(f"{guid}\n" for guid in guids)
+
+
+def test_list_sorts_by_the_moment_and_not_by_its_spelling(storage: Path) -> None:
+    client = Client(storage)
+    last = client.save(created_at="2026-01-01T12:00:00-05:00")
+    first = client.save(created_at="2026-01-01T12:00:00+09:00")
+    second = client.save(created_at="2026-01-01T12:00:00")
+    third = client.save(created_at="2026-01-01T12:00:00.5Z")
+    assert run_tool("list", "--storage-dir", storage).stdout.split() == [first, second, third, last]
+
+
+def test_list_of_an_empty_store_is_empty(storage: Path) -> None:
+    write_entries(storage, {})
+    done = run_tool("list", "--storage-dir", storage)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert event(done.stderr, "storage_manager.list.summary")["item_count"] == 0
+
+
+def test_list_of_a_group_names_that_group_alone(storage: Path) -> None:
+    make_store(storage, 3, group="a")
+    mine = make_store(storage, 3, group="b", seed=2)
+    make_store(storage, 3, seed=3)
+    assert run_tool("list", "--group", "b", "--storage-dir", storage).stdout.split() == mine
+    assert run_tool("list", "--group", "c", "--storage-dir", storage).stdout == ""
+    assert run_tool("list", "--group", "", "--storage-dir", storage).stdout == ""
+
+
+def test_list_as_json_tells_declared_and_real_size(storage: Path) -> None:
+    [guid] = make_store(storage, 1, size=1000, group="research", url="https://example.org/")
+    entries = read_entries(storage)
+    entries[guid]["size"] = 7
+    write_entries(storage, entries)
+    assert listed(storage) == [
+        {
+            "guid": guid,
+            "format": "json",
+            "created_at": "2026-01-01T00:00:00Z",
+            "group": "research",
+            "size_bytes": 1000,
+            "declared_bytes": 7,
+            "state": "ok",
+        }
+    ]
+
+
+@pytest.mark.parametrize("declared", [None, "1000", -5, 1.5, True, [], 10**400], ids=lambda value: repr(value)[:9])
+def test_a_declared_size_that_makes_no_sense_harms_nobody(storage: Path, declared: object) -> None:
+    [guid] = make_store(storage, 1, size=1000)
+    entries = read_entries(storage)
+    entries[guid]["size"] = declared
+    write_entries(storage, entries)
+    for words in (["list", "--json"], ["stats"]):
+        done = run_tool(*words, "--storage-dir", storage)
+        assert done.returncode == 0, words
+        assert not [item for item in events(done.stderr) if item["@l"] != "Information"]
+    assert counted(storage)["session_bytes"] == 1000
+
+
+def test_list_shows_dangling_entries_as_such(storage: Path) -> None:
+    guids = make_store(storage, 2, size=1000)
+    (storage / f"{guids[0]}.json").unlink()
+    states = [(item["guid"], item["state"], item["size_bytes"]) for item in listed(storage)]
+    assert states == [(guids[0], "dangling", 0), (guids[1], "ok", 1000)]
+
+
+def test_list_verbose_is_a_table_with_age_size_state_and_group(storage: Path) -> None:
+    client = Client(storage)
+    old = client.save(b"x" * 2048, group="research", created_at=ago(days=40))
+    middle = client.save(b"x", created_at=ago(hours=5))
+    new = client.save(b"x" * (3 << 20), created_at=ago(minutes=30))
+    future = client.save(b"x", created_at=ago(days=-2))
+    (storage / f"{middle}.json").unlink()
+    done = run_tool("list", "--verbose", "--storage-dir", storage)
+    header, *rows = done.stdout.splitlines()
+    assert header.split() == ["GUID", "CREATED", "(UTC)", "AGE", "SIZE", "STATE", "GROUP"]
+    assert [row.split()[0] for row in rows] == [old, middle, new, future]
+    assert rows[0].split()[3:] == ["40", "d", "2.0", "KB", "ok", "research"]
+    assert rows[1].split()[3:] == ["5", "h", "0", "B", "dangling", "-"]
+    assert rows[2].split()[3:] == ["30", "min", "3.0", "MB", "ok", "-"]
+    assert rows[3].split()[3:6] == ["in", "the", "future"]
+    assert done.stdout == run_tool("list", "-v", "--storage-dir", storage).stdout
+
+
+@pytest.mark.parametrize("created_at", ["0001-01-01T00:00:00", "9999-12-31T23:59:59.999999"])
+def test_list_and_stats_bear_the_ends_of_the_calendar(storage: Path, created_at: str) -> None:
+    guid = Client(storage).save(created_at=created_at)
+    for words in (["list", "--json"], ["stats"]):
+        assert run_tool(*words, "--storage-dir", storage).returncode == 0
+    assert created_at[:19].replace("T", " ") in run_tool("list", "-v", "--storage-dir", storage).stdout
+    assert guid in run_tool("list", "--storage-dir", storage).stdout
+
+
+def test_list_summary_counts_real_bytes(storage: Path) -> None:
+    guids = make_store(storage, 3, size=1000)
+    (storage / f"{guids[0]}.json").unlink()
+    summary = event(run_tool("list", "--storage-dir", storage).stderr, "storage_manager.list.summary")
+    assert (summary["item_count"], summary["dangling_count"], summary["total_bytes"]) == (2, 1, 2000)
+    assert (summary["storage_dir"], summary["group"]) == (str(storage), None)
+
+
+# stats
+
+
+def test_stats_counts_real_bytes_and_shows_the_drift(storage: Path) -> None:
+    make_store(storage, 4, size=1000)
+    entries = read_entries(storage)
+    for entry in entries.values():
+        entry["size"] = 10
+    write_entries(storage, entries)
+    facts = counted(storage)
+    assert (facts["session_count"], facts["session_bytes"], facts["usage_bytes"]) == (4, 4000, 4000)
+    assert (facts["declared_bytes"], facts["drift_bytes"]) == (40, 3960)
+    shown = run_tool("stats", "--storage-dir", storage).stdout
+    assert "Declared   40 B; on disk there is 3.9 KB more" in shown
+
+
+def test_stats_says_nothing_of_declared_sizes_that_are_right(storage: Path) -> None:
+    make_store(storage, 2)
+    assert "Declared" not in run_tool("stats", "--storage-dir", storage).stdout
+
+
+def test_usage_is_sessions_and_anomalies_but_no_other_file(storage: Path) -> None:
+    make_store(storage, 2, size=1000)
+    add_anomalies(storage)
+    (storage / "notes.txt").write_bytes(b"x" * 5000)
+    (storage / ".prune_size.lock").write_bytes(b"x" * 5000)
+    (storage / "sub").mkdir()
+    (storage / "sub" / f"{ORPHAN_GUID}.json").write_bytes(b"x" * 5000)
+    facts = counted(storage)
+    assert facts["session_bytes"] == 2000
+    assert facts["usage_bytes"] == 2600
+    assert facts["anomalies"] == {
+        "orphan": {"count": 1, "size_bytes": 200},
+        "in_flight": {"count": 1, "size_bytes": 300},
+        "dangling": {"count": 1, "size_bytes": 0},
+        "corrupt": {"count": 1, "size_bytes": 100},
+        "not_a_file": {"count": 1, "size_bytes": 0},
+    }
+
+
+def test_each_kind_of_anomaly_is_one_event_with_examples(storage: Path) -> None:
+    make_store(storage, 1)
+    add_anomalies(storage)
+    for number in range(20):
+        orphan = storage / f"77777777-7777-4777-8777-7777777777{number:02}.json"
+        orphan.write_bytes(b"x")
+        os.utime(orphan, (1, 1))
+    done = run_tool("stats", "--storage-dir", storage)
+    found = {item["kind"]: item for item in events(done.stderr) if item["event"] == "storage_manager.anomaly"}
+    assert set(found) == {"orphan", "in_flight", "dangling", "corrupt", "not_a_file"}
+    assert found["orphan"]["count"] == 21
+    assert found["orphan"]["size_bytes"] == 220
+    assert 1 <= len(found["orphan"]["examples"]) <= 10
+    assert {kind: item["@l"] for kind, item in found.items()} == {
+        "orphan": "Warning",
+        "corrupt": "Warning",
+        "not_a_file": "Warning",
+        "in_flight": "Information",
+        "dangling": "Information",
+    }
+    assert CORRUPT_GUID in found["corrupt"]["examples"][0]
+
+
+def test_stats_of_a_group_counts_that_group_alone(storage: Path) -> None:
+    make_store(storage, 3, size=1000, group="a")
+    make_store(storage, 2, size=500, group="b", seed=2)
+    add_anomalies(storage)
+    facts = counted(storage, "--group", "b")
+    assert (facts["group"], facts["session_count"], facts["usage_bytes"]) == ("b", 2, 1000)
+    assert facts["anomalies"] == {}
+    assert facts["groups"] == [{"group": "b", "session_count": 2, "session_bytes": 1000}]
+    shown = run_tool("stats", "--group", "b", "--storage-dir", storage).stdout
+    assert "Group      b\n" in shown
+    assert "SESSIONS" not in shown
+
+
+def test_stats_lists_groups_largest_first_and_sessions_without_one(storage: Path) -> None:
+    make_store(storage, 1, size=1000, group="small")
+    make_store(storage, 3, size=1000, group="large", seed=2)
+    make_store(storage, 2, size=1000, seed=3)
+    assert counted(storage)["groups"] == [
+        {"group": "large", "session_count": 3, "session_bytes": 3000},
+        {"group": None, "session_count": 2, "session_bytes": 2000},
+        {"group": "small", "session_count": 1, "session_bytes": 1000},
+    ]
+    shown = run_tool("stats", "--storage-dir", storage).stdout.splitlines()
+    start = next(number for number, line in enumerate(shown) if line.startswith("GROUP"))
+    assert [line.split() for line in shown[start:]] == [
+        ["GROUP", "SESSIONS", "SIZE"],
+        ["large", "3", "2.9", "KB"],
+        ["-", "2", "2.0", "KB"],
+        ["small", "1", "1000", "B"],
+    ]
+
+
+def test_a_group_that_is_no_text_is_none(storage: Path) -> None:
+    guids = make_store(storage, 3, size=1000)
+    entries = read_entries(storage)
+    for guid, group in zip(guids, ([1], 5, None)):
+        entries[guid]["group"] = group
+    write_entries(storage, entries)
+    assert counted(storage)["groups"] == [{"group": None, "session_count": 3, "session_bytes": 3000}]
+
+
+def test_stats_shows_the_limit_and_how_full_the_store_is(storage: Path) -> None:
+    make_store(storage, 3, size=1000)
+    facts = counted(storage, MAX_STORAGE_MB="12000B")
+    assert (facts["limit_bytes"], facts["used_percent"]) == (12000, 25.0)
+    assert counted(storage)["limit_mb"] == 1024
+    over = counted(storage, MAX_STORAGE_MB="1000B")
+    assert over["used_percent"] == 300.0
+
+
+@pytest.mark.parametrize(("encoding", "full", "empty"), [("utf-8", "█", "░"), ("ascii", "#", "-")])
+def test_the_bar_is_drawn_with_what_the_output_can_show(storage: Path, encoding: str, full: str, empty: str) -> None:
+    make_store(storage, 3, size=1000, group="größe")
+    env = {"PYTHONIOENCODING": encoding, "GOFR_DIG_MAX_STORAGE_MB": "6000B"}
+    done = run_tool("stats", "--storage-dir", storage, env=env)
+    assert done.returncode == 0
+    assert full * 15 + empty * 15 in done.stdout
+    assert ("größe" if encoding == "utf-8" else "gr\\xf6\\xdfe") in done.stdout
+
+
+def test_the_bar_of_an_overfull_store_stays_in_its_place(storage: Path) -> None:
+    make_store(storage, 3, size=1000)
+    env = {"PYTHONIOENCODING": "ascii", "GOFR_DIG_MAX_STORAGE_MB": "1B"}
+    assert "#" * 30 + "\n" in run_tool("stats", "--storage-dir", storage, env=env).stdout
+
+
+def test_stats_tells_the_oldest_and_the_newest(storage: Path) -> None:
+    make_store(storage, 25)
+    facts = counted(storage)
+    assert facts["oldest_created_at"] == "2026-01-01T00:00:00Z"
+    assert facts["newest_created_at"] == "2026-01-02T00:00:00Z"
+    empty = counted(storage, "--group", "nobody")
+    assert (empty["oldest_created_at"], empty["newest_created_at"], empty["used_percent"]) == (None, None, 0.0)
+
+
+def test_stats_json_and_the_event_agree(storage: Path) -> None:
+    make_store(storage, 3)
+    add_anomalies(storage)
+    done = run_tool("stats", "--json", "--storage-dir", storage)
+    facts = json.loads(done.stdout)
+    summary = event(done.stderr, "storage_manager.stats.summary")
+    assert {name: summary[name] for name in facts if name != "groups"} == {
+        name: value for name, value in facts.items() if name != "groups"
+    }
+
+
+def test_looking_changes_nothing(storage: Path) -> None:
+    make_store(storage, 3)
+    add_anomalies(storage)
+    before = {path.name: path.lstat().st_mtime_ns for path in storage.iterdir()}
+    directory = storage.stat().st_mtime_ns
+    for words in (["list"], ["list", "-v"], ["list", "--json"], ["stats"], ["stats", "--json"]):
+        assert run_tool(*words, "--storage-dir", storage).returncode == 0
+    assert {path.name: path.lstat().st_mtime_ns for path in storage.iterdir()} == before
+    assert storage.stat().st_mtime_ns == directory
+    assert leftovers(storage) == []
+    assert len(blobs(storage)) == 7
