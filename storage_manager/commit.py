@@ -28,7 +28,14 @@ from storage_manager.errors import (
     failing_as,
 )
 from storage_manager.logs import EventLog
-from storage_manager.metadata import READ_PATIENCE_SECS, Reading, is_named, read_descriptor, read_stable
+from storage_manager.metadata import (
+    LONGEST_PAUSE_SECS,
+    READ_PATIENCE_SECS,
+    Reading,
+    is_named,
+    read_descriptor,
+    read_stable,
+)
 from storage_manager.store import ASIDE_PREFIX, METADATA_NAME, Store
 
 PREV_NAME = ".metadata.json.prev"
@@ -46,6 +53,13 @@ STOPPING_PATIENCE_SECS = 4.0
 # An open() that looked the old file up before our rename truncates it microseconds later, unless its thread
 # loses the processor in between: some scheduling rounds of a busy machine.
 SETTLE_SECS = 0.05
+
+# How long to watch for a client's write that shows whether what was put back stays. A client at work writes again
+# within this, or nearly; one that is idle lets us wait in vain, and then the next run makes sure.
+WATCH_SECS = 0.5
+
+# A client at full speed may undo it time and again; then the next run goes on.
+PUT_BACK_PATIENCE_SECS = 10.0
 
 # Each salvage that is itself raced keeps one more old file reachable. More than a few in a row cannot be
 # chance; then the files wait for the next run.
@@ -74,6 +88,7 @@ class Committer:
         self._clock = clock
         self._log = log
         self._draft: Optional[Draft] = None
+        self._published: Optional[os.stat_result] = None
 
     def prepare(self, reading: Reading) -> None:
         """Make sure, before the first deletion, that a commit will be possible.
@@ -165,17 +180,11 @@ class Committer:
                 late = read_descriptor(self._store, fd, Patience(self._clock, 0.0, 0.0))
             finally:
                 os.close(fd)
-            if late is not None:
-                added = self._put_back(late, None)
+            if late is None:
+                continue  # still torn
+            merged = True
+            if self._put_back(late, None, "torn"):
                 self._unlink(name)
-                merged = True
-                self._log.info(
-                    "storage_manager.recovered",
-                    f"{name} was finished by its writer after all and is merged: {added} entries put back",
-                    what="torn",
-                    entries=added,
-                    file=name,
-                )
         return merged
 
     def close(self) -> None:
@@ -195,6 +204,8 @@ class Committer:
             raise
         previous = self._link_previous()
         try:
+            self._published = draft.examine()
+            # Nothing comes between the last look and the rename: whoever opens the file there has to be salvaged.
             if not (reading.unchanged() and is_named(self._store, METADATA_NAME, reading.status)):
                 self._unlink(previous)
                 return False
@@ -224,29 +235,25 @@ class Committer:
         stopping_secs = STOPPING_PATIENCE_SECS if previous else READ_PATIENCE_SECS
         patience = Patience(self._clock, READ_PATIENCE_SECS, stopping_secs)
         late = read_descriptor(self._store, reading.fd, patience)
+        stays = False
         if late is not None:
             try:
-                added = self._put_back(late, document)
+                stays = self._put_back(late, document, "late_write")
             except StorageManagerError:
                 if previous is None:
                     self._copy_aside(reading.fd)
                 raise
-            self._log.info(
-                "storage_manager.recovered",
-                f"a save that overlapped the commit was merged: {added} entries put back",
-                what="late_write",
-                entries=added,
-            )
+        if stays:
             self._unlink(previous)
-        elif previous:
+        elif previous is None:
+            self._copy_aside(reading.fd)
+        else:
             self._log.warning(
                 "storage_manager.recovered",
-                f"a write that overlapped the commit is not complete yet; {previous} is kept for the next run",
+                f"a write that overlapped the commit may not be merged for good; {previous} is kept for the next run",
                 what="pending",
                 file=previous,
             )
-        else:
-            self._copy_aside(reading.fd)
 
     def _recover_previous(self, name: str, status: os.stat_result) -> None:
         store = self._store
@@ -276,20 +283,43 @@ class Committer:
                     self._clock.check()
                     self._move_aside(name)
                     return
-                added = self._put_back(late, None)
-                self._log.info(
-                    "storage_manager.recovered",
-                    f"finished the commit of a run that died: {added} entries put back",
-                    what="commit",
-                    entries=added,
-                )
+                if not self._put_back(late, None, "commit"):
+                    return  # the next run looks again
         finally:
             os.close(fd)
         self._unlink(name)
 
-    def _put_back(self, late: Document, base: Optional[Document]) -> int:
-        """Merge a document that a writer left in a replaced file; how many entries that took."""
-        count = 0
+    def _put_back(self, late: Document, base: Optional[Document], what: str) -> bool:
+        """Merge a document that a writer left in a replaced file. Whether the result is there to stay.
+
+        Putting back is not like removing: a client that read before it and writes after it undoes it. So the
+        result is watched, and merged again where it was undone, until a client's write shows that the client
+        has seen it. Without such a write nothing is certain, and the caller must keep `late` for another run.
+        Raises like commit().
+        """
+        total = added = self._merge(late, base)
+        give_up = Patience(self._clock, PUT_BACK_PATIENCE_SECS, 0.0)
+        quiet = Patience(self._clock, WATCH_SECS, 0.0)
+        while added and not quiet.exhausted() and not give_up.exhausted():
+            assert self._published is not None
+            if is_named(self._store, METADATA_NAME, self._published):
+                quiet.pause(LONGEST_PAUSE_SECS)
+                continue
+            added = self._merge(late, base)
+            total += added
+            quiet = Patience(self._clock, WATCH_SECS, 0.0)
+        if total:
+            self._log.info(
+                "storage_manager.recovered",
+                f"what a client wrote during a commit was merged ({total} times an entry put back)",
+                what=what,
+                entries=total,
+            )
+        return not added
+
+    def _merge(self, late: Document, base: Optional[Document]) -> int:
+        """How many entries it took to make the current document have everything of `late` that it should."""
+        count: Optional[int] = None
 
         def editor(current: Document) -> Optional[Edit]:
             nonlocal count
@@ -298,6 +328,11 @@ class Committer:
             return edit if count else None
 
         self.commit(editor, late.fingerprint())
+        if count is None:
+            raise StorageManagerError(
+                f"{self._store.file(METADATA_NAME)} has disappeared while entries were put back into it; they are kept "
+                f"for the next run"
+            )
         return count
 
     def _draft_like(self, reading: Reading) -> Draft:

@@ -60,13 +60,17 @@ class Draft:
             os.ftruncate(self._fd, offset)
             os.fsync(self._fd)
 
-    def publish(self) -> None:
-        """Rename over metadata.json: from here on the store's truth. Raises StoreError, LockLost."""
+    def examine(self) -> os.stat_result:
+        """What is going to be published. Raises StoreError, and LockLost when the name leads elsewhere."""
         with failing_as("examine", self._store.file(TMP_NAME)):
             mine = os.fstat(self._fd)
             named = os.stat(TMP_NAME, dir_fd=self._store.dir_fd, follow_symlinks=False)
         if (mine.st_dev, mine.st_ino) != (named.st_dev, named.st_ino):
             raise LockLost(f"{self._store.file(TMP_NAME)} was replaced by somebody else's: another prune is running")
+        return mine
+
+    def publish(self) -> None:
+        """Rename over metadata.json: from here on the store's truth. Raises StoreError."""
         with failing_as("replace", self._store.file(METADATA_NAME)):
             os.rename(TMP_NAME, METADATA_NAME, src_dir_fd=self._store.dir_fd, dst_dir_fd=self._store.dir_fd)
         self._close()

@@ -224,14 +224,14 @@ EVERYWHERE = {"GOFR_DIG_STORAGE": "/storage", "GOFR_DIG_STORAGE_DIR": "/storage-
 @pytest.mark.parametrize(
     ("storage_dir", "data_root", "environ", "expected", "source"),
     [
-        ("/option", "/root", EVERYWHERE, "/option", "--storage-dir"),
-        (None, "/root", EVERYWHERE, "/root/storage", "--data-root"),
+        ("/option", "/rooted", EVERYWHERE, "/option", "--storage-dir"),
+        (None, "/rooted", EVERYWHERE, "/rooted/storage", "--data-root"),
         (None, None, EVERYWHERE, "/storage", "GOFR_DIG_STORAGE"),
         (None, None, {**EVERYWHERE, "GOFR_DIG_STORAGE": ""}, "/storage-dir", "GOFR_DIG_STORAGE_DIR"),
         (None, None, {"GOFR_DIG_DATA_DIR": "/data-dir"}, "/data-dir/storage", "GOFR_DIG_DATA_DIR"),
         (None, None, {}, "./data/storage", "the default"),
         ("relative", None, {}, "relative", "--storage-dir"),
-        (None, "/root/", {}, "/root/storage", "--data-root"),
+        (None, "/rooted/", {}, "/rooted/storage", "--data-root"),
     ],
 )
 def test_the_storage_directory_is_named_by_the_first_of(

@@ -170,6 +170,7 @@ def test_a_prune_killed_at_any_call_loses_nothing_and_the_next_one_clears_up(
 ) -> None:
     monkeypatch.setattr(Clock, "install", lambda self: None)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr(commit, "WATCH_SECS", 0.0)
     monkeypatch.setattr(commit, "SETTLE_SECS", 0.0)  # nobody writes beside the prunes that follow the kills
     runs = kill_at_each_call(tmp_path, SCENARIOS[scenario], scenario, moment)
     for number, storage, guids in runs:
@@ -192,6 +193,9 @@ def test_a_prune_killed_at_any_call_loses_nothing_and_the_next_one_clears_up(
         entries = read_entries(storage)
         assert set(entries) == expected, where
         assert blobs(storage) == expected, where
+        if leftovers(storage):  # kept until it is certain that a merge stays
+            assert scenario in ("overlap", "recovery"), where
+            assert prune(storage) == 0, where
         assert leftovers(storage) == [], where
         assert {name for name in os.listdir(storage) if not name.startswith(".")} == {
             "metadata.json", *(f"{guid}.json" for guid in expected)

