@@ -58,19 +58,23 @@ class _WrongUsage(Exception):
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one command and return its exit code. The only function that the outside calls."""
-    _occupy_standard_descriptors()
     # A command is short-lived and makes millions of small objects that refer to nothing: collecting
     # garbage among them costs a tenth of the run and finds none. The loop collects between cycles.
     gc.disable()
     arguments = list(sys.argv[1:] if argv is None else argv)
     clock = Clock()
     try:
+        _occupy_standard_descriptors()
         clock.install()
         exit_code = _main(arguments, clock)
         clock.retire()
         return exit_code
     except Interrupted as interrupted:  # before or after the command itself
         return EXIT_OK if _LOOP in arguments else interrupted.exit_code
+    except OSError as error:  # no descriptor left, for one: there is no log yet to tell it
+        with suppress(OSError):
+            os.write(2, f"storage_manager: cannot start: {describe_errno(error)}\n".encode("utf-8", "replace"))
+        return EXIT_FAILED
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -82,8 +82,11 @@ class Clock:
             return
         watch = select.poll()  # select() would refuse a descriptor above 1023, which may be inherited
         watch.register(self._pipe[0], select.POLLIN)
-        if watch.poll(secs * 1000):
-            self._drain()
+        try:
+            if watch.poll(secs * 1000):
+                self._drain()
+        except OSError:  # out of memory, for one; nothing may end the loop, and nothing may make it spin
+            time.sleep(min(secs, 1.0))
 
     def wait_for_input(self, fd: int) -> None:
         """Return when `fd` has something to read or has come to its end.

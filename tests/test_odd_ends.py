@@ -333,3 +333,35 @@ def test_a_signal_right_after_the_question_is_not_slept_through(storage: Path) -
             signal.signal(number, handler)
         os.close(reader)
         os.close(writer)
+
+
+def test_a_process_that_cannot_even_start_says_so_in_one_sentence(storage: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "def pipe():\n"
+        "    raise OSError(24, 'Too many open files')\n"
+        "os.pipe = pipe\n"
+        "from storage_manager.cli import main\n"
+        "sys.exit(main(['list']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "storage_manager: cannot start: Too many open files (EMFILE)\n"
+
+
+def test_a_sleep_that_the_kernel_refuses_is_no_busy_wait_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def register(self, fd: int, events: int) -> None: ...
+
+        def poll(self, msecs: float) -> list[Any]:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    slept: list[float] = []
+    monkeypatch.setattr("storage_manager.clock.select.poll", Broken)
+    monkeypatch.setattr("storage_manager.clock.time.sleep", slept.append)
+    clock = Clock()
+    clock._pipe = (0, 0)
+    clock.sleep(3600.0)
+    assert slept == [1.0]
