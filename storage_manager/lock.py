@@ -149,7 +149,14 @@ def _try_to_acquire(store: Store, log: EventLog, clock: Clock, command: str, sta
                 raise _unusable(store, error) from error
             lock._fd = fd
             _refuse_special(store, fd)
-            if not _flock(store, fd):
+            try:
+                locked = _flock(store, fd)
+            except LockUnavailable:
+                if created:  # the previous generation would take the mere file for a lock
+                    with suppress(OSError):
+                        os.unlink(LOCK_NAME, dir_fd=store.dir_fd)
+                raise
+            if not locked:
                 raise _busy(store, _holder(fd, clock))
             if _is_at(store, fd):
                 break

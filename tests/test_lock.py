@@ -361,6 +361,18 @@ def test_a_file_system_without_flock_is_never_pruned(
     assert caught.value.exit_code == 1
 
 
+def test_a_file_system_without_flock_is_left_without_a_lock_file(
+    storage: Path, acquire: Acquire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(LockUnavailable):
+        acquire()
+    assert leftovers(storage) == []
+
+
 def test_a_file_system_without_flock_ends_a_prune_with_code_1(storage: Path) -> None:
     guids = make_store(storage, COUNT)
     code = """
