@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from storage_manager.clock import Clock
 from storage_manager.config import Settings
@@ -20,14 +19,3 @@ class Context(NamedTuple):
     clock: Clock
     log: EventLog
     out: Output
-
-
-class Command(Protocol):
-    """What a module in this package offers."""
-
-    NAME: str
-    HELP: str
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
-
-    def run(self, args: argparse.Namespace, context: Context) -> int: ...
