@@ -21,10 +21,6 @@ GUID_LENGTH = 36
 
 _BAD_FORMAT = "its format is not a plain lower-case extension"
 
-# With and without microseconds.
-_CLIENT_LENGTHS = (26, 19)
-_CLIENT_TIME_MARKS = ("::.", "::")
-
 # No file system holds more; a larger claim only makes sums that nobody can read.
 _LARGEST_SIZE_BYTES = 1 << 63
 
@@ -45,15 +41,17 @@ def entry_visitor(
     on_session: Callable[[Session], object],
     on_missing: Callable[[Session], object],
     on_corrupt: Callable[[str, str], object],
+    formats: Optional[dict[str, str]] = None,
 ) -> Callable[[str, Any], None]:
     """A function that reads one entry, given its key and value. It never raises, whatever the value is.
 
     `take_size` gives the size of a blob by file name, or its second argument when there is none. An entry
     that is understood goes to `on_session`, or to `on_missing` without a blob, with size NOT_SEEN; of any
-    other entry `on_corrupt` is told the key and what is wrong. Everything is a local name in here: the body
-    runs a million times for a million sessions, and that decides what a check costs.
+    other entry `on_corrupt` is told the key and what is wrong. `formats` collects the formats that occur.
+    Everything is a local name in here: the body runs a million times for a million sessions, and that
+    decides what a check costs.
     """
-    formats: dict[str, str] = {}
+    formats = {} if formats is None else formats
     groups: dict[str, str] = {}
     guid_matches = is_guid
     new_tuple = tuple.__new__  # half the time that Session's own constructor takes
@@ -105,7 +103,8 @@ def parse_time(text: Any) -> Optional[datetime]:
         return None
     # What the client writes goes the short way. Where fromisoformat() of a newer Python takes more than an
     # older one in this shape, _parse_iso() takes it to mean the same.
-    if len(text) in _CLIENT_LENGTHS and text[4:11:3] == "--T" and text[13:20:3] in _CLIENT_TIME_MARKS:
+    length = len(text)
+    if (length == 26 and text[19] == "." or length == 19) and text[10] == "T" and text[7] == "-" and text[16] == ":":
         try:
             moment = datetime.fromisoformat(text)
         except ValueError:

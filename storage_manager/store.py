@@ -85,6 +85,7 @@ class Inventory:
         self._sizes: dict[str, int] = {}
         self._odd: dict[str, str | OSError] = {}
         self._sessions: list[Session] = []
+        self._formats: dict[str, str] = {}
         self._missing: dict[str, Session] = {}
         self._corrupt: dict[str, str] = {}
         # How many sessions there were when one of those two was found: the order, should a key come again.
@@ -107,7 +108,9 @@ class Inventory:
 
     def visitor(self) -> Callable[[str, Any], None]:
         """What takes each member of metadata.json."""
-        return entry_visitor(self._sizes.pop, self._sessions.append, self._add_missing, self._add_corrupt)
+        return entry_visitor(
+            self._sizes.pop, self._sessions.append, self._add_missing, self._add_corrupt, self._formats
+        )
 
     def _add_missing(self, session: Session) -> None:
         self._corrupt.pop(session.guid, None)
@@ -121,7 +124,7 @@ class Inventory:
 
     def snapshot(self, now: datetime) -> Snapshot:
         """The result, once every member has been visited. Raises StoreError."""
-        if len({session.guid for session in self._sessions}) < len(self._sessions):
+        if len(self._formats) > 1:  # with one format, a second member with the same key finds no blob left
             self._settle_repeated_sessions()
         if self._missing or self._corrupt:
             self._settle_duplicates()
@@ -161,6 +164,8 @@ class Inventory:
     def _settle_repeated_sessions(self) -> None:
         """Of several members with one key, each with a blob of its own, the last counts; the others' blobs do not."""
         last = {session.guid: index for index, session in enumerate(self._sessions)}
+        if len(last) == len(self._sessions):
+            return
         for index, session in enumerate(self._sessions):
             if last[session.guid] != index:
                 self._sizes[session.blob_name] = session.size_bytes
