@@ -126,6 +126,15 @@ def median(values):
 
 
 def make_store(store, sessions):
+    """In a process of its own: what this one has grown to would count as the peak of those it starts."""
+    child = os.fork()
+    if child == 0:
+        write_store(store, sessions)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, "cannot write the store"
+
+
+def write_store(store, sessions):
     store.mkdir()
     rng = random.Random(sessions)
     created = datetime(2026, 1, 1)
