@@ -5,7 +5,7 @@ set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
-venv=$root/.venv-lint
+venv=$root/.venv/lint
 cd -- "$root"
 if ! "$venv/bin/python" -c 'import mypy, ruff' 2>/dev/null; then
   rm -rf -- "$venv"

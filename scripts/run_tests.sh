@@ -13,7 +13,7 @@ command -v -- "$python" >/dev/null || fail "$python is not installed: install Py
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, 9))') ||
   fail "$python is older than Python 3.9: install a newer one, or set PYTHON to one"
 
-venv=$root/.venv-$version
+venv=$root/.venv/$version
 if ! "$venv/bin/python" -c 'import pytest' 2>/dev/null; then
   rm -rf -- "$venv"
   "$python" -m venv "$venv" || fail "cannot make a virtual environment: install the venv module (on Debian: python3-venv)"
