@@ -179,7 +179,8 @@ class Committer:
             try:
                 late = read_descriptor(self._store, fd, Patience(self._clock, 0.0, 0.0))
             finally:
-                os.close(fd)
+                with suppress(OSError):  # nothing was written through it
+                    os.close(fd)
             if late is None:
                 continue  # still torn
             merged = True
@@ -286,7 +287,8 @@ class Committer:
                 if not self._put_back(late, None, "commit"):
                     return  # the next run looks again
         finally:
-            os.close(fd)
+            with suppress(OSError):  # nothing was written through it
+                os.close(fd)
         self._unlink(name)
 
     def _put_back(self, late: Document, base: Optional[Document], what: str) -> bool:

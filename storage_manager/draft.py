@@ -146,7 +146,8 @@ def remove_leftover(store: Store) -> bool:
     except OSError:
         pass
     finally:
-        os.close(fd)
+        with suppress(OSError):  # nothing was written through it
+            os.close(fd)
     return _unlink_leftover(store)
 
 
