@@ -1,11 +1,26 @@
-"""What every test gets: a store of its own, and no way to touch the real default one."""
+"""What every test gets: a store of its own, no way to touch the real default one, and seeds for random searches."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("random searches")
+    group.addoption("--seed", type=int, default=1, help="the first seed of every random search (default 1)")
+    group.addoption("--cases", type=int, help="how many seeds each random search tries (default: its own number)")
+
+
+@pytest.fixture
+def seeds(request: pytest.FixtureRequest) -> Callable[[int], range]:
+    """The seeds of a random search, given how many it tries by default. `--seed S --cases 1` repeats case S."""
+    first: int = request.config.getoption("--seed")
+    cases: int | None = request.config.getoption("--cases")
+    return lambda default: range(first, first + (default if cases is None else cases))
 
 
 @pytest.fixture(autouse=True)
