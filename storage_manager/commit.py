@@ -11,22 +11,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from storage_manager.clock import Clock, Patience
 from storage_manager.document import Document, Fingerprint, parse, reparse
 from storage_manager.draft import DISK_FULL, Draft, access_list, remove_leftover
-from storage_manager.entry import is_guid
-from storage_manager.errors import (
-    CommitContended,
-    NotWritable,
-    StorageManagerError,
-    StoreError,
-    errno_name,
-    failing_as,
-)
+from storage_manager.edit import Edit, Editor, merge
+from storage_manager.errors import CommitContended, NotWritable, StorageManagerError, StoreError, errno_name
 from storage_manager.logs import EventLog
 from storage_manager.metadata import (
     LONGEST_PAUSE_SECS,
@@ -36,9 +29,16 @@ from storage_manager.metadata import (
     read_descriptor,
     read_stable,
 )
-from storage_manager.store import ASIDE_PREFIX, METADATA_NAME, Store
-
-PREV_NAME = ".metadata.json.prev"
+from storage_manager.previous import (
+    copy_aside,
+    link_previous,
+    move_aside,
+    open_previous,
+    previous_names,
+    restore_metadata,
+    unlink_previous,
+)
+from storage_manager.store import METADATA_NAME, Store
 
 # How long to go on trying when the client changes the file under every attempt. Each attempt needs one quiet
 # moment of some 100 ms at 100,000 sessions; a client at full speed leaves several a minute.
@@ -60,24 +60,6 @@ WATCH_SECS = 0.5
 
 # A client at full speed may undo it time and again; then the next run goes on.
 PUT_BACK_PATIENCE_SECS = 10.0
-
-# Each salvage that is itself raced keeps one more old file reachable. More than a few in a row cannot be
-# chance; then the files wait for the next run.
-MOST_PREVIOUS = 8
-
-NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
-
-
-class Edit(NamedTuple):
-    """What a commit does to the document."""
-
-    drop: Collection[str] = ()
-    replace: Mapping[str, bytes] = {}
-    add: Sequence[bytes] = ()
-
-
-Editor = Callable[[Document], Optional[Edit]]
-"""Looks at the current document and says what to change; None for nothing."""
 
 
 class Committer:
@@ -105,7 +87,7 @@ class Committer:
         self._refuse_immutable()
         try:
             self._draft_like(reading)
-            self._unlink(self._link_previous())
+            unlink_previous(self._store, link_previous(self._store))
         except StoreError as error:
             if error.errno == errno.EXDEV:
                 raise NotWritable(
@@ -156,7 +138,7 @@ class Committer:
         """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""
         if remove_leftover(self._store):
             self._log.info("storage_manager.recovered", "removed the unfinished draft of a run that died", what="draft")
-        for name in reversed(_previous_names()):
+        for name in reversed(previous_names()):
             try:
                 status = os.stat(name, dir_fd=self._store.dir_fd, follow_symlinks=False)
             except FileNotFoundError:
@@ -172,10 +154,7 @@ class Committer:
         """
         merged = False
         for name in names:
-            with failing_as("open", self._store.file(name)):
-                fd = os.open(
-                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._store.dir_fd
-                )
+            fd = open_previous(self._store, name)
             try:
                 late = read_descriptor(self._store, fd, Patience(self._clock, 0.0, 0.0))
             finally:
@@ -185,7 +164,7 @@ class Committer:
                 continue  # still torn
             merged = True
             if self._put_back(late, None, "torn"):
-                self._unlink(name)
+                unlink_previous(self._store, name)
         return merged
 
     def close(self) -> None:
@@ -203,12 +182,12 @@ class Committer:
             # After a failed fsync the kernel takes the lost pages for clean: only a new file can be trusted.
             self.close()
             raise
-        previous = self._link_previous()
+        previous = link_previous(self._store)
         try:
             self._published = draft.examine()
             # Nothing comes between the last look and the rename: whoever opens the file there has to be salvaged.
             if not (reading.unchanged() and is_named(self._store, METADATA_NAME, reading.status)):
-                self._unlink(previous)
+                unlink_previous(self._store, previous)
                 return False
             draft.publish()
         except BaseException:
@@ -216,7 +195,7 @@ class Committer:
             # unless it certainly still has the first.
             with suppress(StorageManagerError):
                 if is_named(self._store, METADATA_NAME, reading.status):
-                    self._unlink(previous)
+                    unlink_previous(self._store, previous)
             raise
         self._draft = None
         sync_failure = self._sync_directory()
@@ -230,7 +209,7 @@ class Committer:
         if reading.unchanged():
             self._clock.pause(SETTLE_SECS)
             if reading.unchanged():
-                self._unlink(previous)
+                unlink_previous(self._store, previous)
                 return
         # With a second name the next run can go on waiting; without one this is the only chance.
         stopping_secs = STOPPING_PATIENCE_SECS if previous else READ_PATIENCE_SECS
@@ -242,12 +221,12 @@ class Committer:
                 stays = self._put_back(late, document, "late_write")
             except StorageManagerError:
                 if previous is None:
-                    self._copy_aside(reading.fd)
+                    copy_aside(self._store, self._clock, self._log, reading.fd)
                 raise
         if stays:
-            self._unlink(previous)
+            unlink_previous(self._store, previous)
         elif previous is None:
-            self._copy_aside(reading.fd)
+            copy_aside(self._store, self._clock, self._log, reading.fd)
         else:
             self._log.warning(
                 "storage_manager.recovered",
@@ -260,20 +239,12 @@ class Committer:
         store = self._store
         if not stat.S_ISREG(status.st_mode):
             raise StorageManagerError(f"{store.file(name)} is not a regular file: move it away")
-        with failing_as("open", store.file(name)):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+        fd = open_previous(store, name)
         try:
             try:
                 current = os.stat(METADATA_NAME, dir_fd=store.dir_fd, follow_symlinks=False)
             except FileNotFoundError:
-                with failing_as("restore", store.file(METADATA_NAME)):
-                    self._link(name, METADATA_NAME)
-                self._log.warning(
-                    "storage_manager.recovered",
-                    f"{store.file(METADATA_NAME)} was missing; it is restored from {name}, which a run that died left",
-                    what="restored",
-                    file=name,
-                )
+                restore_metadata(store, self._log, name)
                 current = status
             except OSError as error:
                 raise StoreError("examine", store.file(METADATA_NAME), error) from error
@@ -282,14 +253,14 @@ class Committer:
                 late = read_descriptor(store, fd, patience)
                 if late is None:
                     self._clock.check()
-                    self._move_aside(name)
+                    move_aside(self._store, self._clock, self._log, name)
                     return
                 if not self._put_back(late, None, "commit"):
                     return  # the next run looks again
         finally:
             with suppress(OSError):  # nothing was written through it
                 os.close(fd)
-        self._unlink(name)
+        unlink_previous(self._store, name)
 
     def _put_back(self, late: Document, base: Optional[Document], what: str) -> bool:
         """Merge a document that a writer left in a replaced file. Whether the result is there to stay.
@@ -360,35 +331,6 @@ class Committer:
             return  # a file without write permission can be replaced all the same
         os.close(fd)
 
-    def _link_previous(self) -> Optional[str]:
-        """Give the current file a second name, so that it stays reachable when we die after the rename.
-
-        None where the file system has no hard links.
-        """
-        for name in _previous_names():
-            try:
-                self._link(METADATA_NAME, name)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                if error.errno in NO_HARD_LINKS:
-                    return None
-                raise StoreError("link", self._store.file(name), error) from error
-            return name
-        raise StorageManagerError(
-            f"{MOST_PREVIOUS} files {self._store.file(PREV_NAME)}* are waiting to be recovered; run again, and look "
-            f"for a stuck client if that does not help"
-        )
-
-    def _link(self, name: str, other: str) -> None:
-        directory = self._store.dir_fd
-        os.link(name, other, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-
-    def _unlink(self, previous: Optional[str]) -> None:
-        if previous is not None:
-            with failing_as("remove", self._store.file(previous)), suppress(FileNotFoundError):
-                os.unlink(previous, dir_fd=self._store.dir_fd)
-
     def _sync_directory(self) -> Optional[OSError]:
         try:
             os.fsync(self._store.dir_fd)
@@ -396,86 +338,3 @@ class Committer:
             # EINVAL: a file system that has nothing to sync for a directory.
             return None if error.errno == errno.EINVAL else error
         return None
-
-    def _move_aside(self, name: str) -> None:
-        aside = self._aside_name()
-        with failing_as("rename", self._store.file(name)):
-            os.rename(name, aside, src_dir_fd=self._store.dir_fd, dst_dir_fd=self._store.dir_fd)
-        self._report_aside(aside)
-
-    def _copy_aside(self, fd: int) -> None:
-        aside = self._aside_name()
-        with failing_as("write", self._store.file(aside)):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            target = os.open(aside, flags, 0o600, dir_fd=self._store.dir_fd)
-            with open(target, "wb") as copy, open(os.dup(fd), "rb") as source:
-                source.seek(0)
-                copy.write(source.read())
-        self._report_aside(aside)
-
-    def _aside_name(self) -> str:
-        # The random part keeps one from replacing another, whatever the clock does.
-        return f"{ASIDE_PREFIX}{self._clock.now():%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}"
-
-    def _report_aside(self, aside: str) -> None:
-        self._log.warning(
-            "storage_manager.recovered",
-            f"a client died while it wrote the metadata; its unfinished text is kept in {self._store.file(aside)}. "
-            f"Sessions missing since can be looked up there; delete it when nothing is missed",
-            what="kept_aside",
-            file=aside,
-        )
-
-
-class Removal:
-    """An editor that drops the entries of `deleted` blobs, and of `swept` dangling entries still without one.
-
-    An entry that somebody changed meanwhile stays if a blob of its own is on disk: then it is another session.
-    """
-
-    def __init__(self, store: Store, deleted: Collection[str], swept: Collection[str]) -> None:
-        self._store = store
-        self._deleted = deleted
-        self._swept = swept
-        self.swept_count = 0
-        """How many dangling entries the last edit drops."""
-
-    def __call__(self, current: Document) -> Optional[Edit]:
-        drop = {key for key in current.keys if key in self._deleted}
-        dangling = {key for key in current.keys if key in self._swept}
-        changed = drop.intersection(current.keys[index] for index in current.fresh)
-        if dangling or changed:
-            on_disk = self._store.guids_on_disk()
-            dangling -= on_disk
-            drop -= changed & on_disk
-        self.swept_count = len(dangling)
-        drop |= dangling
-        return Edit(drop=drop) if drop else None
-
-
-def merge(current: Document, late: Document, base: Optional[Document], store: Store) -> Edit:
-    """What `current` lacks of a `late` document that somebody wrote from `base` or a version before it.
-
-    Sessions that only `late` has come back when they have a blob (a victim has none); other members that only
-    `late` has come back unless `base` had them. An entry that both have comes back when `late` changed it and
-    `current` did not. Without a base, current entries win.
-    """
-    currently = {key: index for index, key in enumerate(current.keys)}
-    originally = {key: index for index, key in enumerate(base.keys)} if base is not None else {}
-    on_disk = store.guids_on_disk()
-    replace: dict[str, bytes] = {}
-    add: dict[str, bytes] = {}
-    for index, key in enumerate(late.keys):
-        if key not in currently:
-            if key in on_disk if is_guid(key) else key not in originally:
-                add[key] = late.piece(index)
-        elif base is not None and key in originally:
-            piece = late.piece(index)
-            original = base.piece(originally[key]).strip()
-            if piece.strip() != original and current.piece(currently[key]).strip() == original:
-                replace[key] = piece
-    return Edit(replace=replace, add=list(add.values()))
-
-
-def _previous_names() -> list[str]:
-    return [PREV_NAME] + [f"{PREV_NAME}.{number}" for number in range(1, MOST_PREVIOUS)]

@@ -10,9 +10,10 @@ from typing import NamedTuple, Optional
 
 from storage_manager import report
 from storage_manager.clock import Clock, Patience
-from storage_manager.commit import MEANWHILE_PATIENCE_SECS, Committer, Removal
+from storage_manager.commit import MEANWHILE_PATIENCE_SECS, Committer
 from storage_manager.document import Fingerprint, parse, visit_members
 from storage_manager.draft import DISK_FULL
+from storage_manager.edit import Removal
 from storage_manager.entry import utc_text
 from storage_manager.errors import (
     EXIT_FAILED,

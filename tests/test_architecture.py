@@ -25,7 +25,7 @@ LAYERS = (
     ("errors", "model", "text", "document", "schedule", "output"),
     ("clock", "entry", "policy", "quantity", "report"),
     ("logs", "store"),
-    ("config", "draft", "metadata"),
+    ("config", "draft", "edit", "metadata", "previous"),
     ("commit", "lock"),
     ("pruner",),
     ("housekeeper",),

@@ -32,9 +32,10 @@ from stores import (
 
 from storage_manager import commit, lock
 from storage_manager.clock import Clock
-from storage_manager.commit import Committer, Removal
+from storage_manager.commit import Committer
 from storage_manager.document import parse
 from storage_manager.draft import Draft, remove_leftover
+from storage_manager.edit import Removal
 from storage_manager.errors import Interrupted, LockLost, StorageManagerError, StoreError
 from storage_manager.logs import EventLog, build_logger
 from storage_manager.store import Store, open_store
