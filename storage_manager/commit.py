@@ -19,7 +19,15 @@ from storage_manager.clock import Clock, Patience
 from storage_manager.document import Document, Fingerprint, parse, reparse
 from storage_manager.draft import DISK_FULL, Draft, access_list, remove_leftover
 from storage_manager.edit import Edit, Editor, merge
-from storage_manager.errors import CommitContended, NotWritable, StorageManagerError, StoreError, errno_name
+from storage_manager.entry import from_timestamp
+from storage_manager.errors import (
+    CommitContended,
+    NotWritable,
+    StorageManagerError,
+    StoreError,
+    errno_name,
+    failing_as,
+)
 from storage_manager.logs import EventLog
 from storage_manager.metadata import (
     LONGEST_PAUSE_SECS,
@@ -30,6 +38,7 @@ from storage_manager.metadata import (
     read_stable,
 )
 from storage_manager.previous import (
+    MOST_PREVIOUS,
     copy_aside,
     link_previous,
     move_aside,
@@ -58,6 +67,10 @@ SETTLE_SECS = 0.05
 # within this, or nearly; one that is idle lets us wait in vain, and then the next run makes sure.
 WATCH_SECS = 0.5
 
+# From reading metadata.json to opening it for writing, a client takes this long at most: mostly for parsing it.
+REWRITE_SECS = 1.0
+REWRITE_SECS_PER_BYTE = 0.1 / (1 << 20)
+
 # A client at full speed may undo it time and again; then the next run goes on.
 PUT_BACK_PATIENCE_SECS = 10.0
 
@@ -71,6 +84,7 @@ class Committer:
         self._log = log
         self._draft: Optional[Draft] = None
         self._published: Optional[os.stat_result] = None
+        self._most_previous = MOST_PREVIOUS
 
     def prepare(self, reading: Reading) -> None:
         """Make sure, before the first deletion, that a commit will be possible.
@@ -87,7 +101,7 @@ class Committer:
         self._refuse_immutable()
         try:
             self._draft_like(reading)
-            unlink_previous(self._store, link_previous(self._store))
+            unlink_previous(self._store, link_previous(self._store, self._most_previous))
         except StoreError as error:
             if error.errno == errno.EXDEV:
                 raise NotWritable(
@@ -138,7 +152,9 @@ class Committer:
         """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""
         if remove_leftover(self._store):
             self._log.info("storage_manager.recovered", "removed the unfinished draft of a run that died", what="draft")
-        for name in reversed(previous_names()):
+        # One name more than commits may use: merging the last of them takes a commit, too.
+        self._most_previous = MOST_PREVIOUS + 1
+        for name in reversed(previous_names(self._most_previous)):
             try:
                 status = os.stat(name, dir_fd=self._store.dir_fd, follow_symlinks=False)
             except FileNotFoundError:
@@ -146,6 +162,7 @@ class Committer:
             except OSError as error:
                 raise StoreError("examine", self._store.file(name), error) from error
             self._recover_previous(name, status)
+        self._most_previous = MOST_PREVIOUS
 
     def recover_torn(self, names: Sequence[str]) -> bool:
         """Merge what was kept aside as torn and has been finished by its writer after all; whether any was.
@@ -156,13 +173,14 @@ class Committer:
         for name in names:
             fd = open_previous(self._store, name)
             try:
-                late = read_descriptor(self._store, fd, Patience(self._clock, 0.0, 0.0))
+                late = read_descriptor(self._store, fd, name, Patience(self._clock, 0.0, 0.0))
             finally:
                 with suppress(OSError):  # nothing was written through it
                     os.close(fd)
             if late is None:
                 continue  # still torn
             merged = True
+            self._await_rewrite()
             if self._put_back(late, None, "torn"):
                 unlink_previous(self._store, name)
         return merged
@@ -182,7 +200,7 @@ class Committer:
             # After a failed fsync the kernel takes the lost pages for clean: only a new file can be trusted.
             self.close()
             raise
-        previous = link_previous(self._store)
+        previous = link_previous(self._store, self._most_previous)
         try:
             self._published = draft.examine()
             # Nothing comes between the last look and the rename: whoever opens the file there has to be salvaged.
@@ -196,6 +214,8 @@ class Committer:
             with suppress(StorageManagerError):
                 if is_named(self._store, METADATA_NAME, reading.status):
                     unlink_previous(self._store, previous)
+                elif previous is None:  # renamed after all, and nobody else will ever see what is written to it
+                    self._salvage_late_write(reading, document, None)
             raise
         self._draft = None
         sync_failure = self._sync_directory()
@@ -206,15 +226,15 @@ class Committer:
 
     def _salvage_late_write(self, reading: Reading, document: Document, previous: Optional[str]) -> None:
         """Put back what a writer that had opened the old file before the rename has written to it since."""
-        if reading.unchanged():
+        if self._left_alone(reading, previous):
             self._clock.pause(SETTLE_SECS)
-            if reading.unchanged():
+            if self._left_alone(reading, previous):
                 unlink_previous(self._store, previous)
                 return
         # With a second name the next run can go on waiting; without one this is the only chance.
         stopping_secs = STOPPING_PATIENCE_SECS if previous else READ_PATIENCE_SECS
         patience = Patience(self._clock, READ_PATIENCE_SECS, stopping_secs)
-        late = read_descriptor(self._store, reading.fd, patience)
+        late = read_descriptor(self._store, reading.fd, previous or METADATA_NAME, patience)
         stays = False
         if late is not None:
             try:
@@ -235,6 +255,15 @@ class Committer:
                 file=previous,
             )
 
+    def _left_alone(self, reading: Reading, previous: Optional[str]) -> bool:
+        """Whether nobody has written to the old file. Raises StoreError where the next run can look again."""
+        try:
+            return reading.unchanged()
+        except StoreError:
+            if previous is not None:
+                raise
+            return False
+
     def _recover_previous(self, name: str, status: os.stat_result) -> None:
         store = self._store
         if not stat.S_ISREG(status.st_mode):
@@ -250,17 +279,45 @@ class Committer:
                 raise StoreError("examine", store.file(METADATA_NAME), error) from error
             if (current.st_dev, current.st_ino) != (status.st_dev, status.st_ino):
                 patience = Patience(self._clock, READ_PATIENCE_SECS, 0.0)
-                late = read_descriptor(store, fd, patience)
+                late = read_descriptor(store, fd, name, patience)
                 if late is None:
                     self._clock.check()
                     move_aside(self._store, self._clock, self._log, name)
                     return
-                if not self._put_back(late, None, "commit"):
+                self._await_rewrite()
+                if not self._put_back(late, self._base_of(fd, name), "commit"):
                     return  # the next run looks again
         finally:
             with suppress(OSError):  # nothing was written through it
                 os.close(fd)
         unlink_previous(self._store, name)
+
+    def _await_rewrite(self) -> None:
+        """Let a client write that read metadata.json before an earlier run put an entry back into it.
+
+        That write undoes it, and must not come after the run that finds the entry in place and gives the old
+        file up. Raises StoreError, Interrupted.
+        """
+        with failing_as("examine", self._store.file(METADATA_NAME)):
+            status = os.stat(METADATA_NAME, dir_fd=self._store.dir_fd, follow_symlinks=False)
+        secs = REWRITE_SECS + REWRITE_SECS_PER_BYTE * status.st_size
+        age_secs = (self._clock.now() - from_timestamp(status.st_mtime)).total_seconds()
+        patience = Patience(self._clock, min(secs, secs - age_secs), 0.0)
+        while not patience.exhausted() and is_named(self._store, METADATA_NAME, status):
+            patience.pause(LONGEST_PAUSE_SECS)
+        self._clock.check()
+
+    def _base_of(self, fd: int, name: str) -> Optional[Document]:
+        """What the writer of an old file started from, as far as that can be told.
+
+        The current document still has it, unless a client has written that since. Raises like commit().
+        """
+        found = read_stable(self._store, Patience(self._clock, READ_PATIENCE_SECS, 0.0), parse)
+        if found is None:
+            return None
+        reading, document = found
+        with reading, failing_as("examine", self._store.file(name)):
+            return document if reading.status.st_mtime_ns < os.fstat(fd).st_mtime_ns else None
 
     def _put_back(self, late: Document, base: Optional[Document], what: str) -> bool:
         """Merge a document that a writer left in a replaced file. Whether the result is there to stay.
@@ -309,7 +366,7 @@ class Committer:
         return count
 
     def _draft_like(self, reading: Reading) -> Draft:
-        acl = access_list(reading.fd)
+        acl = access_list(reading.fd, reading.path)
         if self._draft is not None and not self._draft.fits(reading.status, acl):
             self.close()
         if self._draft is None:
@@ -329,7 +386,8 @@ class Committer:
                     f"see lsattr): nothing was deleted"
                 ) from error
             return  # a file without write permission can be replaced all the same
-        os.close(fd)
+        with suppress(OSError):  # nothing was written through it
+            os.close(fd)
 
     def _sync_directory(self) -> Optional[OSError]:
         try:

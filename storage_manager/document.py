@@ -221,6 +221,7 @@ def reparse(data: bytes, known: Fingerprint) -> Document:
     known_keys, lengths, hashes = known
     count = len(known_keys)
     index: dict[str, int] = {}
+    pieces: set[tuple[str, int]] = set()
     keys: list[str] = []
     starts, ends = array("q"), array("q")
     fresh: list[int] = []
@@ -239,8 +240,11 @@ def reparse(data: bytes, known: Fingerprint) -> Document:
             key, end, pos, done = _member_at(data, start)
             if not index:
                 index = {known_key: number for number, known_key in enumerate(known_keys)}
+                pieces = set(zip(known_keys, hashes))
             at = index.get(key, at - 1) + 1
-            fresh.append(len(keys))
+            # Out of step, or a member that does not say where it ends: read again, and known all the same.
+            if (key, hash(data[start:end])) not in pieces:
+                fresh.append(len(keys))
         keys.append(key)
         starts.append(start)
         ends.append(end)

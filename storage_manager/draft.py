@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Optional
 
-from storage_manager.errors import LockLost, NotWritable, StoreError, failing_as
+from storage_manager.errors import LockLost, NotWritable, StoreError, errno_name, failing_as
 from storage_manager.store import METADATA_NAME, Store
 
 TMP_NAME = ".metadata.json.tmp"
@@ -19,6 +19,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _CHUNK_BYTES = 1 << 20
 _ACCESS_LIST = "system.posix_acl_access"
+_NO_ACCESS_LIST = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 class Draft:
@@ -109,26 +110,33 @@ class Draft:
         except PermissionError as error:
             raise NotWritable(
                 f"{self._store.file(METADATA_NAME)} belongs to user {like.st_uid}, group {like.st_gid}, and a new one "
-                f"would not: run storage_manager as that user or as root. Nothing was deleted"
+                f"would not ({errno_name(error.errno)}): run storage_manager as that user or as root. "
+                f"Nothing was deleted"
             ) from error
         except OSError as error:
             raise StoreError("set the owner and mode of", self._store.file(TMP_NAME), error) from error
 
 
-def access_list(fd: int) -> Optional[bytes]:
-    """The POSIX access control list of an open file, which a client's access may depend on; None without one."""
+def access_list(fd: int, name: str) -> Optional[bytes]:
+    """The POSIX access control list of an open file, which a client's access may depend on; None without one.
+
+    Raises StoreError: without knowing the list, the new file would lock its reader out.
+    """
     try:
         return os.getxattr(fd, _ACCESS_LIST)
-    except OSError:  # no list, or a file system without them
-        return None
+    except OSError as error:
+        if error.errno in _NO_ACCESS_LIST:
+            return None
+        raise StoreError("read the access list of", name, error) from error
 
 
 def _drop_access_list(fd: int) -> None:
-    """Remove the list that a new file inherits from its directory: the file's own mode shall decide."""
+    """Remove the list that a new file inherits from its directory: the file's own mode shall decide. Raises OSError."""
     try:
         os.removexattr(fd, _ACCESS_LIST)
-    except OSError:  # there is none, or a file system without them
-        pass
+    except OSError as error:
+        if error.errno not in _NO_ACCESS_LIST:
+            raise
 
 
 def remove_leftover(store: Store) -> bool:

@@ -59,14 +59,15 @@ def merge(current: Document, late: Document, base: Optional[Document], store: St
     originally = {key: index for index, key in enumerate(base.keys)} if base is not None else {}
     on_disk = store.guids_on_disk()
     replace: dict[str, bytes] = {}
-    add: dict[str, bytes] = {}
-    for index, key in enumerate(late.keys):
+    add: list[bytes] = []
+    lately = {key: index for index, key in enumerate(late.keys)}  # of members with one key, the last counts
+    for key, index in lately.items():
         if key not in currently:
             if key in on_disk if is_guid(key) else key not in originally:
-                add[key] = late.piece(index)
+                add.append(late.piece(index))
         elif base is not None and key in originally:
             piece = late.piece(index)
             original = base.piece(originally[key]).strip()
             if piece.strip() != original and current.piece(currently[key]).strip() == original:
                 replace[key] = piece
-    return Edit(replace=replace, add=list(add.values()))
+    return Edit(replace=replace, add=add)

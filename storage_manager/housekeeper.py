@@ -117,9 +117,9 @@ def _sleep(clock: Clock, log: EventLog, secs: float) -> None:
     log.info(
         "housekeeper.sleep", f"sleeping until {next_wake_up}", sleep_seconds=round(secs, 1), next_wake_up=next_wake_up
     )
-    deadline = clock.monotonic() + secs
-    while not clock.stopping and not clock.wake_requested:
-        left = deadline - clock.monotonic()
-        if left <= 0:
-            return
+    # Counted, not measured against a deadline: a clock that goes back must not prolong the sleep without end.
+    left, before = secs, clock.monotonic()
+    while left > 0 and not clock.stopping and not clock.wake_requested:
         clock.sleep(left)
+        now = clock.monotonic()
+        left, before = left - max(0.0, now - before), now

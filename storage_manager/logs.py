@@ -261,7 +261,7 @@ def add_log_file(logger: logging.Logger, path: str, storage_dir: str) -> Optiona
             """Called when a line could not be written; the next one is tried again."""
 
     try:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # a store that cannot be examined is no fault of the log file
             if os.path.samefile(os.path.dirname(os.path.realpath(path)), storage_dir):
                 return "it lies in the storage directory, where it might be taken for a part of the store"
         if not stat.S_ISREG(os.stat(path).st_mode):

@@ -115,17 +115,25 @@ def read_stable(
         patience.pause(next(pauses))
 
 
-def read_descriptor(store: Store, fd: int, patience: Patience) -> Optional[Document]:
-    """The document in an inode that may have no name any more; None when patience ends before it is whole."""
+def read_descriptor(store: Store, fd: int, name: str, patience: Patience) -> Optional[Document]:
+    """The document in an inode that may have no name any more; None when patience ends before it is whole.
+
+    Raises StoreError, for what was once called `name`, when the last attempt to read it fails.
+    """
     pauses = _pauses()
     while True:
-        with failing_as("examine", store.file(METADATA_NAME)):
-            status = os.fstat(fd)
+        failure: Optional[StoreError] = None
         try:
-            return parse(_read_whole(store, METADATA_NAME, fd, status))
+            with failing_as("examine", store.file(name)):
+                status = os.fstat(fd)
+            return parse(_read_whole(store, name, fd, status))
         except NotJson:
             pass
+        except StoreError as error:
+            failure = error
         if patience.exhausted():
+            if failure is not None:
+                raise failure
             return None
         patience.pause(next(pauses))
 
@@ -186,7 +194,7 @@ def _refuse_torn(fd: int, size: int) -> None:
         raise NotJson("it is empty")
     if head and head[:1] != b"{":
         raise NotJson("it does not begin with an object")
-    tail = os.pread(fd, 64, max(0, size - 64)).rstrip()
+    tail = _read_at(fd, min(64, size), max(0, size - 64)).rstrip()
     if tail and tail[-1:] != b"}":
         raise NotJson("it ends before its closing brace, as after an interrupted write")
 

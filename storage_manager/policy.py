@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple, Optional
 
-from storage_manager.model import Keep, Plan, Session, Snapshot
+from storage_manager.model import UNREADABLE, Keep, Plan, Session, Snapshot
 
 
 class PruneLimits(NamedTuple):
@@ -48,9 +48,9 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
 
     victims = sessions[:count]
     freed = sum(session.size_bytes for session in victims)
-    causes: dict[str, int] = {}
+    causes: dict[str, int] = _unknown(snapshot)
     if usage > limits.limit_bytes and usage - freed > limits.target_bytes:
-        causes = {kind: size for kind, (_, size) in scope.anomaly_totals().items() if size}
+        causes |= {kind: size for kind, (_, size) in scope.anomaly_totals().items() if size}
         if excess > 0:  # the protections have stopped it, too
             causes.update(
                 (keep.cause, sum(s.size_bytes for s in keep.sessions)) for keep in protections if keep.sessions
@@ -89,8 +89,13 @@ def plan_purge(snapshot: Snapshot, age_days: float, group: Optional[str], now: d
         current_bytes=usage,
         planned_bytes=usage - freed,
         target_bytes=None,
-        causes={},
+        causes=_unknown(snapshot),
     )
+
+
+def _unknown(snapshot: Snapshot) -> dict[str, int]:
+    """A blob of unknown size: nobody can say whether a target is met, or whether it is old enough to go."""
+    return {UNREADABLE: 0} if any(anomaly.kind == UNREADABLE for anomaly in snapshot.anomalies) else {}
 
 
 def _protected(sessions: Sequence[Session], limits: PruneLimits, now: datetime) -> tuple[int, list[Keep]]:

@@ -23,16 +23,19 @@ MOST_PREVIOUS = 8
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
-def previous_names() -> list[str]:
-    return [PREV_NAME] + [f"{PREV_NAME}.{number}" for number in range(1, MOST_PREVIOUS)]
+_CHUNK_BYTES = 1 << 20
 
 
-def link_previous(store: Store) -> Optional[str]:
+def previous_names(most: int = MOST_PREVIOUS) -> list[str]:
+    return [PREV_NAME] + [f"{PREV_NAME}.{number}" for number in range(1, most)]
+
+
+def link_previous(store: Store, most: int) -> Optional[str]:
     """Give the current file a second name, so that it stays reachable when we die after the rename.
 
     None where the file system has no hard links. Raises StorageManagerError.
     """
-    for name in previous_names():
+    for name in previous_names(most):
         try:
             _link(store, METADATA_NAME, name)
         except FileExistsError:
@@ -82,15 +85,34 @@ def move_aside(store: Store, clock: Clock, log: EventLog, name: str) -> None:
 
 
 def copy_aside(store: Store, clock: Clock, log: EventLog, fd: int) -> None:
-    """Keep the text of a torn file that has no name any more. Raises StoreError."""
+    """Keep the text of a torn file that has no name any more, durably: it is the only copy. Raises StoreError."""
     aside = _aside_name(clock)
     with failing_as("write", store.file(aside)):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        target = os.open(aside, flags, 0o600, dir_fd=store.dir_fd)
-        with open(target, "wb") as copy, open(os.dup(fd), "rb") as source:
-            source.seek(0)
-            copy.write(source.read())
+        try:
+            target = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=store.dir_fd)
+            try:
+                _copy(fd, target)
+                os.fsync(target)
+                os.fsync(store.dir_fd)
+            finally:
+                with suppress(OSError):  # what was written has been synced, or is given up
+                    os.close(target)
+        except OSError:
+            with suppress(OSError):  # half a copy is worth nothing
+                os.unlink(aside, dir_fd=store.dir_fd)
+            raise
     _report_aside(store, log, aside)
+
+
+def _copy(source: int, target: int) -> None:
+    offset = 0
+    while True:
+        data = os.pread(source, _CHUNK_BYTES, offset)
+        if not data:
+            return
+        offset += len(data)
+        while data:
+            data = data[os.write(target, data) :]
 
 
 def _link(store: Store, name: str, other: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import datetime
 from errno import EROFS
 from typing import NamedTuple, Optional
@@ -86,7 +86,11 @@ def survey(store: Store, clock: Clock) -> tuple[Snapshot, Optional[Reading]]:
     if found is None:
         return Inventory(store).snapshot(clock.now()), None
     reading, inventory = found
-    return inventory.snapshot(clock.now()), reading
+    try:
+        return inventory.snapshot(clock.now()), reading
+    except BaseException:
+        reading.close()
+        raise
 
 
 class _ReaderPatience(Patience):
@@ -171,12 +175,12 @@ def _run_locked(job: Job, store: Store, lock: PruneLock, clock: Clock, log: Even
     try:
         committer.recover()
         clock.check()
-        snapshot, reading = survey(store, clock)
-        if snapshot.torn and committer.recover_torn(snapshot.torn):
-            if reading is not None:
-                reading.close()
+        with ExitStack() as readings:
             snapshot, reading = survey(store, clock)
-        with reading or nullcontext():
+            readings.push(reading or nullcontext())
+            if snapshot.torn and committer.recover_torn(snapshot.torn):
+                snapshot, reading = survey(store, clock)
+                readings.push(reading or nullcontext())
             clock.check()
             report_findings(snapshot, job.storage_dir, log)
             plan = job.planner(snapshot, clock.now())

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 
-from storage_manager.entry import GUID_LENGTH, NOT_SEEN, entry_visitor, from_timestamp, is_blob_name
+from storage_manager.entry import GUID_LENGTH, entry_visitor, from_timestamp, is_blob_name
 from storage_manager.errors import StoreError, StoreMissing, describe_errno, failing_as
 from storage_manager.model import CORRUPT, IN_FLIGHT, NOT_A_FILE, ORPHAN, UNREADABLE, Anomaly, Session, Snapshot
 
@@ -124,10 +124,8 @@ class Inventory:
 
     def snapshot(self, now: datetime) -> Snapshot:
         """The result, once every member has been visited. Raises StoreError."""
-        if len(self._formats) > 1:  # with one format, a second member with the same key finds no blob left
-            self._settle_repeated_sessions()
-        if self._missing or self._corrupt:
-            self._settle_duplicates()
+        if len(self._formats) > 1 or any(session.guid in self._place for session in self._sessions):
+            self._settle_repeats()
         anomalies = [
             Anomaly(UNREADABLE, name, 0, describe_errno(what))
             if isinstance(what, OSError)
@@ -161,39 +159,27 @@ class Inventory:
         torn = sorted(name for name in self._sizes if name.startswith(ASIDE_PREFIX))
         return Snapshot(self._sessions, dangling, anomalies, torn)
 
-    def _settle_repeated_sessions(self) -> None:
-        """Of several members with one key, each with a blob of its own, the last counts; the others' blobs do not."""
-        last = {session.guid: index for index, session in enumerate(self._sessions)}
-        if len(last) == len(self._sessions):
-            return
-        for index, session in enumerate(self._sessions):
-            if last[session.guid] != index:
-                self._sizes[session.blob_name] = session.size_bytes
-                self._sessions[index] = session._replace(size_bytes=NOT_SEEN)
-        self._sessions[:] = [session for session in self._sessions if session.size_bytes != NOT_SEEN]
-
-    def _settle_duplicates(self) -> None:
+    def _settle_repeats(self) -> None:
         """As in every JSON reader, the last of several members with one key counts.
 
-        The first of them has taken the blob, so that later ones were found missing, or are corrupt.
+        With one format, the first has taken the blob and later ones were found missing. With several, each may have
+        taken a blob of its own; those of the others are given back.
         """
+        last = {session.guid: index for index, session in enumerate(self._sessions)}
+        counting = []
         for index, session in enumerate(self._sessions):
             guid = session.guid
-            place = self._place.get(guid)
-            if place is None:
-                continue
-            if place <= index:  # the member with the blob came last
+            if last[guid] == index and self._place.get(guid, 0) <= index:
                 self._missing.pop(guid, None)
                 self._corrupt.pop(guid, None)
-                continue
-            later = self._missing.get(guid)
-            if later is not None and later.format == session.format:
-                del self._missing[guid]
-                self._sessions[index] = later._replace(size_bytes=session.size_bytes)
+                counting.append(session)
             else:
                 self._sizes[session.blob_name] = session.size_bytes
-                self._sessions[index] = session._replace(size_bytes=NOT_SEEN)
-        self._sessions[:] = [session for session in self._sessions if session.size_bytes != NOT_SEEN]
+        for guid in self._missing.keys() & last.keys():
+            size_bytes = self._sizes.pop(self._missing[guid].blob_name, None)
+            if size_bytes is not None:
+                counting.append(self._missing.pop(guid)._replace(size_bytes=size_bytes))
+        self._sessions[:] = counting
 
     def _orphan(self, name: str, now: datetime) -> Iterator[Anomaly]:
         try:

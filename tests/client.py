@@ -12,6 +12,8 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from typing import Any
 class Client:
     """Saves, deletes and aliases by rewriting metadata.json in place; reads a torn file as `{}`."""
 
-    def __init__(self, storage: Path) -> None:
+    def __init__(self, storage: Path, opener: Callable[..., Any] = open) -> None:
         self.storage = Path(storage)
+        self.open = opener
         self.metadata = self.storage / "metadata.json"
         self.storage.mkdir(parents=True, exist_ok=True)
         if not self.metadata.exists():
@@ -29,20 +32,25 @@ class Client:
 
     def read(self) -> dict[str, Any]:
         try:
-            with open(self.metadata) as file:
+            with self.open(self.metadata) as file:
                 return json.load(file)
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
 
     def write(self, entries: dict[str, Any]) -> None:
-        with open(self.metadata, "w") as file:
+        with self.open(self.metadata, "w") as file:
             json.dump(entries, file, indent=2)
 
     def save(
-        self, data: bytes = b"x" * 100, group: str | None = None, created_at: str | None = None, **extra: Any
+        self,
+        data: bytes = b"x" * 100,
+        group: str | None = None,
+        created_at: str | None = None,
+        guid: str | None = None,
+        **extra: Any,
     ) -> str:
-        guid = str(uuid.uuid4())
-        with open(self.storage / f"{guid}.json", "wb") as blob:
+        guid = guid or str(uuid.uuid4())
+        with self.open(self.storage / f"{guid}.json", "wb") as blob:
             blob.write(data)
         entries = self.read()
         entry: dict[str, Any] = {
@@ -58,8 +66,10 @@ class Client:
         return guid
 
     def delete(self, guid: str) -> None:
-        for blob in self.storage.glob(f"{guid}.*"):
-            blob.unlink(missing_ok=True)
+        for name in os.listdir(self.storage):
+            if name.startswith(f"{guid}."):
+                with suppress(FileNotFoundError):
+                    os.unlink(self.storage / name)
         entries = self.read()
         entries.pop(guid, None)
         self.write(entries)

@@ -1158,12 +1158,19 @@ def test_a_client_that_read_before_a_recovery_and_writes_after_it_does_not_undo_
     expect_kept(storage, [*guids, new])
 
 
-def test_the_current_entry_wins_over_the_old_file(storage: Path, guids: list[str], prune: Prune) -> None:
+@pytest.mark.parametrize("age_secs", [100, -100])
+def test_of_two_versions_of_an_entry_that_of_the_file_written_last_wins(
+    storage: Path, guids: list[str], prune: Prune, age_secs: int
+) -> None:
     entries = read_entries(storage)
     old = {guid: {**entry, "title": "old"} for guid, entry in entries.items()}
     (storage / PREV).write_text(json.dumps(old))
+    now = os.stat(storage / METADATA).st_mtime
+    os.utime(storage / PREV, (now - age_secs, now - age_secs))
     assert prune("1G").code == 0
-    assert read_entries(storage) == entries
+    assert read_entries(storage) == (entries if age_secs > 0 else old)
+    for _ in range(2):
+        prune("1G")
     assert leftovers(storage) == []
 
 

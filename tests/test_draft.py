@@ -80,7 +80,7 @@ def test_a_draft_has_the_access_list_of_what_it_replaces(storage: Path, store: S
     except OSError as error:
         pytest.skip(f"this file system has no access lists: {error}")
     fd = os.open(path, os.O_RDONLY)
-    found = access_list(fd)
+    found = access_list(fd, "metadata.json")
     os.close(fd)
     assert found == acl
     draft = draft_of(store, found)
@@ -90,7 +90,7 @@ def test_a_draft_has_the_access_list_of_what_it_replaces(storage: Path, store: S
 
 def test_a_file_without_an_access_list_has_none(storage: Path, store: Store) -> None:
     fd = os.open(storage / "metadata.json", os.O_RDONLY)
-    assert access_list(fd) is None
+    assert access_list(fd, "metadata.json") is None
     os.close(fd)
 
 

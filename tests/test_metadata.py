@@ -260,7 +260,7 @@ def test_a_descriptor_is_read_when_its_writer_has_finished(storage: Path, store:
         os.close(writer)
 
     clock.events = [lambda: None, finish]
-    document = read_descriptor(store, fd, Patience(clock, 30.0, 0.0))
+    document = read_descriptor(store, fd, ".metadata.json.prev", Patience(clock, 30.0, 0.0))
     os.close(fd)
     assert document is not None and document.data == b'{"a": 1}'
 
@@ -270,6 +270,6 @@ def test_a_descriptor_that_stays_torn_gives_nothing_when_patience_ends(
 ) -> None:
     (storage / "old").write_text("{")
     fd = os.open(storage / "old", os.O_RDONLY)
-    assert read_descriptor(store, fd, Patience(clock, 30.0, 0.0)) is None
+    assert read_descriptor(store, fd, ".metadata.json.prev", Patience(clock, 30.0, 0.0)) is None
     os.close(fd)
     assert 30.0 <= clock.secs < 31.0
