@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import blobs, clean_environment, command, event, events, leftovers, make_store, read_entries, run_tool
+from stores import blobs, clean_environment, event, leftovers, make_store, read_entries, run_tool
 
 from storage_manager.clock import Clock
 from storage_manager.errors import LockBusy, LockLost, LockUnavailable, StoreError
@@ -601,9 +601,6 @@ def test_no_descriptor_is_left_open_by_a_failed_or_a_released_lock(storage: Path
     assert count() == before
 
 
-# --- many at once ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("call", ["pwrite", "ftruncate"])
 def test_a_holder_that_cannot_leave_its_name_holds_the_lock_all_the_same(
     storage: Path, acquire: Acquire, monkeypatch: pytest.MonkeyPatch, call: str
@@ -613,71 +610,6 @@ def test_a_holder_that_cannot_leave_its_name_holds_the_lock_all_the_same(
         assert calls
         with pytest.raises(LockBusy):
             acquire()
-
-
-def test_two_prunes_at_once_delete_each_session_once(storage: Path, tmp_path: Path) -> None:
-    guids = make_store(storage, 400, size=100)
-    logs = [tmp_path / "first", tmp_path / "second"]
-    running = []
-    for log in logs:
-        with log.open("w") as stream:
-            arguments = command("--storage-dir", storage, "prune-size", "--max-mb", "20000B", "--lock-timeout", "60")
-            running.append(
-                subprocess.Popen(arguments, env=clean_environment(), stderr=stream, stdout=subprocess.DEVNULL)
-            )
-    assert [process.wait(timeout=60) for process in running] == [0, 0]
-    errors = [log.read_text() for log in logs]
-    deleted = [e["guid"] for text in errors for e in events(text) if e["event"] == "storage_manager.prune.deleted"]
-    assert sorted(deleted) == sorted(guids[:200])
-    assert list(read_entries(storage)) == guids[200:]
-    assert blobs(storage) == set(guids[200:])
-    assert leftovers(storage) == []
-
-
-CONTENDER = """
-import logging, os, sys
-from storage_manager.clock import Clock
-from storage_manager.lock import acquire_lock
-from storage_manager.logs import EventLog
-from storage_manager.store import open_store
-storage, outside, rounds, gone = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "delete"
-os.read(0, 1)
-for _ in range(rounds):
-    with open_store(storage) as store:
-        with acquire_lock(store, EventLog(logging.Logger("contender")), Clock(), "prune-size", 60.0, 3600.0):
-            os.close(os.open(outside + "/inside", os.O_CREAT | os.O_EXCL))
-            if gone:
-                os.unlink(storage + "/.prune_size.lock")
-            with open(outside + "/counter") as file:
-                count = int(file.read())
-            os.sched_yield()
-            with open(outside + "/counter", "w") as file:
-                file.write(str(count + 1))
-            os.unlink(outside + "/inside")
-"""
-
-
-@pytest.mark.parametrize("what", ["keep", "delete"])
-def test_of_many_contenders_never_two_are_inside(storage: Path, tmp_path: Path, what: str) -> None:
-    """Also when each holder's lock file is deleted, as the previous generation does with one it finds busy."""
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "counter").write_text("0")
-    reader, writer = os.pipe()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CONTENDER, str(storage), str(outside), "3", what],
-            stdin=reader, stderr=subprocess.PIPE, env=clean_environment(),
-        )
-        for _ in range(20)
-    ]  # fmt: skip
-    os.close(reader)
-    os.close(writer)  # the end of their input lets all of them go
-    errors = b"".join(process.communicate(timeout=90)[1] for process in processes)
-    assert errors == b""
-    assert [process.returncode for process in processes] == [0] * 20
-    assert (outside / "counter").read_text() == "60"
-    assert leftovers(storage) == []
 
 
 def test_a_prune_that_is_waiting_for_the_lock_stops_at_once_when_asked(storage: Path) -> None:
