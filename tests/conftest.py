@@ -10,8 +10,12 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("random searches")
+    group = parser.getgroup("searches")
     group.addoption("--seed", type=int, default=1, help="the first seed of every random search (default 1)")
+    group.addoption(
+        "--exhaustive", choices=("none", "short", "all"), default="short",
+        help="which of the exhaustive searches to run: all of them take some minutes (default: short)",
+    )  # fmt: skip
     group.addoption("--cases", type=int, help="how many seeds each random search tries (default: its own number)")
 
 
@@ -21,6 +25,18 @@ def seeds(request: pytest.FixtureRequest) -> Callable[[int], range]:
     first: int = request.config.getoption("--seed")
     cases: int | None = request.config.getoption("--cases")
     return lambda default: range(first, first + (default if cases is None else cases))
+
+
+@pytest.fixture
+def exhaustive(request: pytest.FixtureRequest) -> Callable[[bool], None]:
+    """Skips an exhaustive search that was not asked for, given whether it is a short one."""
+    wanted = request.config.getoption("--exhaustive")
+
+    def ask(short: bool) -> None:
+        if wanted == "none" or wanted == "short" and not short:
+            pytest.skip("an exhaustive search: with --exhaustive " + ("short" if short else "all"))
+
+    return ask
 
 
 @pytest.fixture(autouse=True)
