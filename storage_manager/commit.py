@@ -298,8 +298,12 @@ class Committer:
         That write undoes it, and must not come after the run that finds the entry in place and gives the old
         file up. Raises StoreError, Interrupted.
         """
-        with failing_as("examine", self._store.file(METADATA_NAME)):
+        try:
             status = os.stat(METADATA_NAME, dir_fd=self._store.dir_fd, follow_symlinks=False)
+        except FileNotFoundError:  # the merge says what is wrong
+            return
+        except OSError as error:
+            raise StoreError("examine", self._store.file(METADATA_NAME), error) from error
         secs = REWRITE_SECS + REWRITE_SECS_PER_BYTE * status.st_size
         age_secs = (self._clock.now() - from_timestamp(status.st_mtime)).total_seconds()
         patience = Patience(self._clock, min(secs, secs - age_secs), 0.0)

@@ -240,11 +240,18 @@ def reparse(data: bytes, known: Fingerprint) -> Document:
             key, end, pos, done = _member_at(data, start)
             if not index:
                 index = {known_key: number for number, known_key in enumerate(known_keys)}
-                pieces = set(zip(known_keys, hashes))
-            at = index.get(key, at - 1) + 1
-            # Out of step, or a member that does not say where it ends: read again, and known all the same.
-            if (key, hash(data[start:end])) not in pieces:
+            known_at = index.get(key)
+            if known_at is None:
                 fresh.append(len(keys))
+            else:
+                # Read again because it is out of step or does not say where it ends, it may be known all the same:
+                # as the last member with its key, or as another.
+                at = known_at + 1
+                piece = key, hash(data[start:end])
+                if hashes[known_at] != piece[1]:
+                    pieces = pieces or set(zip(known_keys, hashes))
+                    if piece not in pieces:
+                        fresh.append(len(keys))
         keys.append(key)
         starts.append(start)
         ends.append(end)
