@@ -396,6 +396,7 @@ WAYS: dict[str, tuple[str, Cuts]] = {
         if name != "purge" or way == "ext4, names written"
     ],
     indirect=["image"],
+    scope="module",  # or each test would make a file system of its own
 )
 def test_after_a_power_cut_the_metadata_is_whole_and_the_next_prune_clears_up(
     image: Image, cuts: Cuts, name: str, tool: Tool, monkeypatch: pytest.MonkeyPatch
