@@ -124,7 +124,7 @@ class Inventory:
 
     def snapshot(self, now: datetime) -> Snapshot:
         """The result, once every member has been visited. Raises StoreError."""
-        if len(self._formats) > 1 or any(session.guid in self._place for session in self._sessions):
+        if len(self._formats) > 1 or (self._place and any(session.guid in self._place for session in self._sessions)):
             self._settle_repeats()
         anomalies = [
             Anomaly(UNREADABLE, name, 0, describe_errno(what))
