@@ -223,6 +223,7 @@ def cut_off(metadata_is_written: bool) -> Cuts:
     """The run itself is cut off: at its first moment, at its second in another run, and so on."""
 
     def cuts(image: Image, name: str, tool: Tool) -> Generator[Found, None, None]:
+        image.sync()  # the removal of the last store
         image.cut(metadata_is_written)  # whether it can be done
         image.restart()
         # What is left out leaves the same on the disk as the next moment does; only the run fails elsewhere.
