@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from types import FrameType
@@ -29,6 +29,8 @@ class Clock:
     def __init__(self) -> None:
         self.stop_signal: Optional[int] = None
         self.wake_requested = False
+        self.listener: Optional[Callable[[], None]] = None
+        """Told of every step of what takes long: who watches the loop has to know that it is at work."""
         self._deferred = False
         self._pipe: Optional[tuple[int, int]] = None
 
@@ -55,6 +57,11 @@ class Clock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def progress(self) -> None:
+        """Called between the steps of whatever may take long. Costs next to nothing; raises nothing."""
+        if self.listener is not None:
+            self.listener()
 
     @property
     def stopping(self) -> bool:
@@ -138,4 +145,5 @@ class Patience:
         return now >= self._deadline
 
     def pause(self, secs: float) -> None:
+        self._clock.progress()
         self._clock.pause(secs)

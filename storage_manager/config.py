@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Optional, TypeVar
 
@@ -40,6 +41,29 @@ class Fallback(NamedTuple):
     reason: str
 
 
+class Secret:
+    """A text that shows itself to nobody who does not ask for it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "(not shown)"
+
+
+class SeqServer(NamedTuple):
+    """Where events are shipped to."""
+
+    url: str
+    """The server, as it may be shown: without user and password, without a slash at the end."""
+    user_info: Optional[Secret]
+    """`user:password` of the URL, percent-decoded, for a proxy in front of the server."""
+    api_key: Optional[Secret]
+
+
 class Settings(NamedTuple):
     """What the environment asks for."""
 
@@ -55,6 +79,15 @@ class Settings(NamedTuple):
     log_json: Optional[bool]
     """None: JSON unless standard error is a terminal."""
     log_file: Optional[str]
+    seq: Optional[SeqServer]
+    """None: nothing is shipped."""
+    heartbeat_file: str
+    """What the loop replaces at each turn, and `health` reads."""
+    metrics_file: Optional[str]
+    notify_socket: Optional[str]
+    """Where a service manager wants to be told, as systemd names it."""
+    watchdog_secs: Optional[float]
+    """A service manager restarts the loop when it hears nothing for this long."""
     prefix: str
     """What the variables' names begin with."""
 
@@ -81,6 +114,11 @@ def read_settings(
         log_level=reader.value("LOG_LEVEL", logging.INFO, _level, shown="INFO"),
         log_json=reader.value("LOG_JSON", None, _boolean, shown="decided by the terminal"),
         log_file=reader.text("LOG_FILE"),
+        seq=reader.seq(),
+        heartbeat_file=reader.text("HOUSEKEEPER_HEARTBEAT_FILE") or reader.heartbeat_file(directory),
+        metrics_file=reader.text("METRICS_FILE"),
+        notify_socket=environ.get("NOTIFY_SOCKET") or None,
+        watchdog_secs=_watchdog_secs(environ),
         prefix=reader.prefix,
     )
     return settings, reader.fallbacks
@@ -124,8 +162,74 @@ class _Reader:
             return os.path.join(value, "storage"), f"{self.prefix}_DATA_DIR"
         return DEFAULT_STORAGE_DIR, "the default"
 
+    def seq(self) -> Optional[SeqServer]:
+        url, key = self.text("SEQ_URL"), self.text("SEQ_API_KEY")
+        if url is None:
+            return None
+        try:
+            server = _seq_server(url)
+        except ValueError as error:
+            # What is wrong with it may be where its password is: it is not shown.
+            self._fall_back(f"{self.prefix}_SEQ_URL", repr(Secret(url)), "no shipping", str(error))
+            return None
+        if key is None:
+            return server
+        if not (key.isascii() and key.isprintable()):
+            reason = "it has characters that no header can carry"
+            self._fall_back(f"{self.prefix}_SEQ_API_KEY", repr(Secret(key)), "no key", reason)
+            return server
+        return server._replace(api_key=Secret(key))
+
+    def heartbeat_file(self, storage_dir: str) -> str:
+        """A name of its own for each user and store, which `health` finds again."""
+        directory = self._environ.get("TMPDIR", "")
+        try:
+            store = os.path.abspath(storage_dir)
+        except OSError:  # the current directory is gone
+            store = storage_dir
+        checksum = zlib.crc32(store.encode("utf-8", "surrogatepass"))
+        name = f"storage_manager-{os.geteuid()}-{checksum:08x}.heartbeat"
+        return os.path.join(directory if os.path.isabs(directory) else "/tmp", name)
+
     def _fall_back(self, variable: str, value: str, default: str, reason: str) -> None:
         self.fallbacks.append(Fallback(variable, printable(value, 80), default, reason))
+
+
+def _seq_server(text: str) -> SeqServer:
+    """Raises ValueError, which names no part of the text that may be secret."""
+    from urllib.parse import unquote, urlsplit  # few runs need it
+
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError("it has characters that no URL can have")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("its host or port is not valid") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError("it is not a URL such as http://seq:5341 or https://seq.example.org")
+    if parts.query or parts.fragment:
+        raise ValueError("it has a query or a fragment; give the key as SEQ_API_KEY")
+    path = parts.path.rstrip("/")
+    for ending in ("/ingest/clef", "/api/events/raw"):
+        path = path[: -len(ending)] if path.endswith(ending) else path
+    host = f"[{host}]" if ":" in host else host
+    user_info, at, _ = parts.netloc.rpartition("@")
+    return SeqServer(
+        f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{path}",
+        Secret(unquote(user_info)) if at else None,
+        None,
+    )
+
+
+def _watchdog_secs(environ: Mapping[str, str]) -> Optional[float]:
+    """What the service manager says, if it says it to this process."""
+    if environ.get("WATCHDOG_PID", "").strip() not in ("", str(os.getpid())):
+        return None
+    try:
+        return parse_positive(environ.get("WATCHDOG_USEC", ""), LONGEST_INTERVAL_MINS * 60e6) / 1e6
+    except ValueError:  # none, or none that makes sense; it is not ours to complain about
+        return None
 
 
 def _interval_mins(text: str) -> float:

@@ -9,9 +9,9 @@ from errno import EROFS
 from typing import NamedTuple, Optional
 
 from storage_manager import report
-from storage_manager.clock import Clock, Patience
+from storage_manager.clock import Clock
 from storage_manager.commit import MEANWHILE_PATIENCE_SECS, Committer
-from storage_manager.document import Fingerprint, parse, visit_members
+from storage_manager.document import Fingerprint, parse
 from storage_manager.draft import DISK_FULL
 from storage_manager.edit import Removal
 from storage_manager.entry import utc_text
@@ -29,17 +29,13 @@ from storage_manager.errors import (
 )
 from storage_manager.lock import PruneLock, acquire_lock
 from storage_manager.logs import EventLog
-from storage_manager.metadata import READ_PATIENCE_SECS, Reading, read_stable
-from storage_manager.model import ANOMALY_KINDS, DANGLING, IN_FLIGHT, Outcome, Plan, Session, Snapshot
-from storage_manager.store import Inventory, Store, open_store, stores_below
-from storage_manager.text import printable
+from storage_manager.model import Outcome, Plan, Session, Snapshot
+from storage_manager.store import Store, open_store
+from storage_manager.survey import Findings, report_findings, survey, take_snapshot
 
 # A long prune commits this often, so that a crash leaves few dangling entries, and a client that lists the
 # sessions does not see deleted ones for long.
 COMMIT_EVERY_SECS = 5.0
-
-# A report names this many of a kind; thousands of orphans, found again each hour, must not fill the log.
-_EXAMPLES = 5
 
 
 class Job(NamedTuple):
@@ -59,10 +55,11 @@ class Job(NamedTuple):
     """Whether the outcome's plan shall still tell of the sessions that stay."""
 
 
-class _Progress:
-    """What a run has done so far: it must be known whatever ends the run."""
+class Progress:
+    """What a run has seen and done so far: it must be known whatever ends the run."""
 
     def __init__(self) -> None:
+        self.findings: Optional[Findings] = None
         self.uncommitted: set[str] = set()
         self.deleted_count = 0
         self.freed_bytes = 0
@@ -71,53 +68,11 @@ class _Progress:
         self.swept_count = 0
 
 
-def survey(store: Store, clock: Clock) -> tuple[Snapshot, Optional[Reading]]:
-    """One consistent look at a store: its snapshot, and the metadata it came from (None: there is none).
-
-    Takes no lock. The caller closes the reading. Raises MetadataCorrupt, StoreError, Interrupted.
-    """
-
-    def take_inventory(data: bytes) -> Inventory:
-        inventory = Inventory(store)  # after the bytes were read, and anew at each attempt
-        visit_members(data, inventory.visitor())
-        return inventory
-
-    found = read_stable(store, _ReaderPatience(clock), take_inventory)
-    if found is None:
-        return Inventory(store).snapshot(clock.now()), None
-    reading, inventory = found
-    try:
-        return inventory.snapshot(clock.now()), reading
-    except BaseException:
-        reading.close()
-        raise
-
-
-class _ReaderPatience(Patience):
-    """Patience for a command that has changed nothing yet: asked to stop, it stops at once."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock, READ_PATIENCE_SECS, 0.0)
-
-    def pause(self, secs: float) -> None:
-        super().pause(secs)
-        self._clock.check()
-
-
-def take_snapshot(storage_dir: str, clock: Clock, log: EventLog) -> Snapshot:
-    """What is in a store, for a command that only looks. Reports anomalies."""
-    with open_store(storage_dir) as store:
-        snapshot, reading = survey(store, clock)
-        if reading is not None:
-            reading.close()
-    report_findings(snapshot, storage_dir, log)
-    return snapshot
-
-
-def dry_run(job: Job, clock: Clock, log: EventLog) -> Outcome:
+def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:
     """Plan as `run()` would, without the lock and without touching anything."""
     started = clock.monotonic()
-    snapshot = take_snapshot(job.storage_dir, clock, log)
+    progress = progress or Progress()
+    snapshot, progress.findings = take_snapshot(job.storage_dir, clock, log)
     plan = job.planner(snapshot, clock.now())
     facts = _report_check(job, snapshot, plan, log)
     outcome = Outcome(
@@ -134,13 +89,13 @@ def dry_run(job: Job, clock: Clock, log: EventLog) -> Outcome:
     return outcome
 
 
-def run(job: Job, clock: Clock, log: EventLog) -> Outcome:
+def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:
     """Carry a job out. The outcome's exit code tells whether the target was met and everything could go.
 
     Raises a StorageManagerError when the job could not be done or finished, after the event that says so; and
-    Interrupted, after committing what was done and releasing the lock.
+    Interrupted, after committing what was done and releasing the lock. `progress` tells what was done even then.
     """
-    progress = _Progress()
+    progress = progress or Progress()
     try:
         with clock.deferred():
             with open_store(job.storage_dir) as store:
@@ -169,7 +124,7 @@ def run(job: Job, clock: Clock, log: EventLog) -> Outcome:
         raise
 
 
-def _run_locked(job: Job, store: Store, lock: PruneLock, clock: Clock, log: EventLog, progress: _Progress) -> Outcome:
+def _run_locked(job: Job, store: Store, lock: PruneLock, clock: Clock, log: EventLog, progress: Progress) -> Outcome:
     started = clock.monotonic()
     committer = Committer(store, clock, log)
     try:
@@ -182,7 +137,7 @@ def _run_locked(job: Job, store: Store, lock: PruneLock, clock: Clock, log: Even
                 snapshot, reading = survey(store, clock)
                 readings.push(reading or nullcontext())
             clock.check()
-            report_findings(snapshot, job.storage_dir, log)
+            progress.findings = report_findings(snapshot, job.storage_dir, log)
             plan = job.planner(snapshot, clock.now())
             facts = _report_check(job, snapshot, plan, log)
             # Of a large store, what stays takes much memory, and is of no more use.
@@ -234,7 +189,7 @@ def _carry_out(
     committer: Committer,
     clock: Clock,
     log: EventLog,
-    progress: _Progress,
+    progress: Progress,
 ) -> None:
     """Blobs first, then entries: a crash leaves dangling entries, which harm nobody, and a full disk gets room."""
     lost: Optional[LockLost] = None
@@ -243,6 +198,7 @@ def _carry_out(
         for session in plan.victims:
             if clock.stopping:
                 break
+            clock.progress()
             _delete(job, session, plan.reason, store, log, progress)
             if clock.monotonic() - committed_at >= COMMIT_EVERY_SECS:
                 lock.refresh()
@@ -267,7 +223,7 @@ def _carry_out(
         raise lost
 
 
-def _delete(job: Job, session: Session, reason: str, store: Store, log: EventLog, progress: _Progress) -> None:
+def _delete(job: Job, session: Session, reason: str, store: Store, log: EventLog, progress: Progress) -> None:
     name = session.blob_name
     try:
         existed = store.remove_blob(name)
@@ -301,7 +257,7 @@ def _delete(job: Job, session: Session, reason: str, store: Store, log: EventLog
 
 
 def _commit_meanwhile(
-    committer: Committer, store: Store, known: Optional[Fingerprint], log: EventLog, progress: _Progress
+    committer: Committer, store: Store, known: Optional[Fingerprint], log: EventLog, progress: Progress
 ) -> Optional[Fingerprint]:
     """A commit that may be put off: a busy client or a full disk only means that the next one has more to do."""
     try:
@@ -314,38 +270,6 @@ def _commit_meanwhile(
         return known
     progress.uncommitted.clear()
     return known
-
-
-def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> None:
-    """Events about what is odd in a store: one for each kind of anomaly, and one for a store in the wrong place."""
-    names: dict[str, list[str]] = {kind: [] for kind in ANOMALY_KINDS}
-    for anomaly in snapshot.anomalies:
-        if len(names[anomaly.kind]) < _EXAMPLES:
-            names[anomaly.kind].append(f"{printable(anomaly.name, 200)} ({anomaly.detail})")
-    names[DANGLING] = [session.guid for session in snapshot.dangling[:_EXAMPLES]]
-    for kind, (count, size_bytes) in snapshot.anomaly_totals().items():
-        # A save or a delete under way is everyday life; the rest wants somebody's attention.
-        emit = log.info if kind in (IN_FLIGHT, DANGLING) else log.warning
-        emit(
-            "storage_manager.anomaly",
-            f"{count:,} {kind.replace('_', ' ')}, {report.size(size_bytes)}: {', '.join(names[kind][:2])}"
-            + (", ..." if count > 2 else ""),
-            kind=kind,
-            count=count,
-            size_bytes=size_bytes,
-            examples=names[kind],
-            storage_dir=storage_dir,
-        )
-    # An empty metadata.json says nothing: the client makes one wherever it is started.
-    if not (snapshot.sessions or snapshot.dangling or snapshot.anomalies):
-        below = stores_below(storage_dir)
-        if below:
-            log.warning(
-                "storage_manager.storage_suspect",
-                f"{storage_dir} is empty, and there is a store right below it: did you mean --storage-dir {below[0]}?",
-                storage_dir=storage_dir,
-                suggested_dirs=below[:_EXAMPLES],
-            )
 
 
 def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> dict[str, object]:

@@ -27,6 +27,7 @@ LAYERS = (
     ("logs", "store"),
     ("config", "draft", "edit", "metadata", "previous"),
     ("commit", "lock"),
+    ("survey",),
     ("pruner",),
     ("housekeeper",),
     ("commands",),

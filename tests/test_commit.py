@@ -21,7 +21,7 @@ import stores
 from client import Client
 from stores import blobs, event, events, leftovers, make_store, read_entries, write_entries
 
-from storage_manager import commit, metadata, pruner
+from storage_manager import commit, metadata, pruner, survey
 from storage_manager.cli import main
 from storage_manager.clock import Clock
 
@@ -1309,7 +1309,7 @@ def test_a_torn_file_during_the_commit_is_waited_for(
 def test_metadata_that_becomes_corrupt_during_the_prune_is_left_as_it_is(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (commit, metadata, pruner):
+    for module in (commit, metadata, survey):
         monkeypatch.setattr(module, "READ_PATIENCE_SECS", 0.1)
     around(
         monkeypatch, "unlink", f"{guids[0]}.json", after=lambda: (storage / METADATA).write_text('{"damaged')

@@ -295,3 +295,100 @@ def test_no_value_whatever_of_any_variable_is_an_error() -> None:
         assert found.interval_secs > 0
         assert found.max_storage_bytes > 0
         assert found.lock_stale_secs >= 30
+
+
+# --- Seq
+
+
+def seq(url: str, **environ: str) -> Any:
+    return settings(GOFR_DIG_SEQ_URL=url, **environ).seq
+
+
+def test_without_a_url_nothing_is_shipped() -> None:
+    assert settings(GOFR_DIG_SEQ_API_KEY="key").seq is None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://seq:5341", "http://seq:5341"),
+        ("https://seq.example.org/", "https://seq.example.org"),
+        ("HTTPS://Seq.Example.org/logs/", "https://seq.example.org/logs"),
+        ("http://[::1]:5341/", "http://[::1]:5341"),
+        ("http://seq/ingest/clef", "http://seq"),
+        ("http://seq/logs/api/events/raw", "http://seq/logs"),
+        ("http://name:word@seq:80", "http://seq:80"),
+        ("http://na%40me:wo@rd@seq", "http://seq"),
+    ],
+)
+def test_a_server_is_shown_without_user_and_password(url: str, shown: str) -> None:
+    assert seq(url).url == shown
+
+
+def test_user_and_password_are_kept_but_not_shown() -> None:
+    server = seq("http://na%40me:w%3Ard@seq", GOFR_DIG_SEQ_API_KEY="the-key")
+    assert server.user_info.reveal() == "na@me:w:rd"
+    assert server.api_key.reveal() == "the-key"
+    for text in (repr(server), str(server), f"{server}"):
+        assert "w:rd" not in text and "the-key" not in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "seq:5341", "ftp://seq", "http://", "http://:80", "http://seq:99999", "http://seq:http", "http://[::1", "//seq",
+        "http://se q", "http://s\neq", "http://s\u00e9q", "http://seq?apiKey=SECRET", "http://seq/#SECRET", "SECRET",
+        "http://user:SECRET@seq:x",
+    ],
+)  # fmt: skip
+def test_a_url_that_cannot_be_used_is_told_without_showing_it(url: str) -> None:
+    found, problem = fallback(GOFR_DIG_SEQ_URL=url)
+    assert found.seq is None
+    assert problem.variable == "GOFR_DIG_SEQ_URL"
+    assert "SECRET" not in repr(problem)
+
+
+@pytest.mark.parametrize("key", ["SECRET\nX-Other: 1", "SECR\u00c9T", "SECRET\x00"])
+def test_a_key_that_no_header_can_carry_is_left_out_and_not_shown(key: str) -> None:
+    found, problem = fallback(GOFR_DIG_SEQ_URL="http://seq", GOFR_DIG_SEQ_API_KEY=key)
+    assert found.seq is not None and found.seq.api_key is None
+    assert problem.variable == "GOFR_DIG_SEQ_API_KEY"
+    assert "SECR" not in repr(problem)
+
+
+# --- What the loop tells of itself
+
+
+def test_each_store_has_a_heartbeat_file_of_its_own_in_the_temporary_directory() -> None:
+    one, other = settings("/srv/one"), settings("/srv/other")
+    assert one.heartbeat_file == settings("/srv/../srv/one").heartbeat_file != other.heartbeat_file
+    assert os.path.dirname(one.heartbeat_file) == "/tmp"
+    assert f"-{os.geteuid()}-" in one.heartbeat_file
+    assert os.path.dirname(settings(TMPDIR="/var/tmp").heartbeat_file) == "/var/tmp"
+    assert os.path.dirname(settings(TMPDIR="relative").heartbeat_file) == "/tmp"
+
+
+def test_files_can_be_named() -> None:
+    found = settings(GOFR_DIG_HOUSEKEEPER_HEARTBEAT_FILE="/run/beat", GOFR_DIG_METRICS_FILE="/run/x.prom")
+    assert (found.heartbeat_file, found.metrics_file) == ("/run/beat", "/run/x.prom")
+    assert settings().metrics_file is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "secs"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+    ],
+)
+def test_a_watchdog_counts_when_it_is_about_this_process(environ: dict[str, str], secs: Optional[float]) -> None:
+    assert settings(**environ).watchdog_secs == secs
+
+
+def test_a_service_manager_may_want_to_be_told() -> None:
+    assert settings(NOTIFY_SOCKET="@/run/notify").notify_socket == "@/run/notify"
+    assert settings(NOTIFY_SOCKET="").notify_socket is None

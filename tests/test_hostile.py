@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 from stores import blobs, clean_environment, event, events, leftovers, make_store, read_entries, write_entries
 
-from storage_manager import metadata, pruner
+from storage_manager import metadata, pruner, survey
 from storage_manager.cli import main
 from storage_manager.clock import Clock
 
@@ -47,7 +47,7 @@ def run(storage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
     """The tool in this process, with less patience for what stays torn. No output may show a traceback."""
     monkeypatch.setattr(Clock, "install", lambda self: None)
     monkeypatch.setattr(metadata, "READ_PATIENCE_SECS", 0.05)
-    monkeypatch.setattr(pruner, "READ_PATIENCE_SECS", 0.05)
+    monkeypatch.setattr(survey, "READ_PATIENCE_SECS", 0.05)
 
     def call(*arguments: object) -> Result:
         options = ["--storage-dir", str(storage), "--log-format", "json"]

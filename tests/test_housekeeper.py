@@ -452,7 +452,7 @@ def test_a_missing_directory_is_not_created(tmp_path: Path, turns: Turns) -> Non
 def test_corrupt_metadata_ends_the_cycle_and_not_the_loop_and_touches_nothing(
     storage: Path, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("commit", "metadata", "pruner"):
+    for module in ("commit", "metadata", "survey"):
         monkeypatch.setattr(f"storage_manager.{module}.READ_PATIENCE_SECS", 0.01)
     assert metadata.READ_PATIENCE_SECS == 0.01
     make_store(storage, 3, size=1000)

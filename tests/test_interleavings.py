@@ -35,7 +35,7 @@ from interleaving import (
 )
 from stores import blobs, leftovers, new_guid
 
-from storage_manager import commit, metadata, pruner
+from storage_manager import commit, metadata, pruner, survey
 from storage_manager.commit import Committer
 from storage_manager.document import Document, NotJson
 from storage_manager.draft import Draft, remove_leftover
@@ -82,7 +82,7 @@ def directory() -> Iterator[Path]:
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Calls that change nothing which anybody sees, saved; and attempts that are forgotten with what they saw."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for module in (pruner, commit):
+    for module in (survey, commit):
         monkeypatch.setattr(module, "read_stable", forgetful(metadata.read_stable))
     monkeypatch.setattr(commit, "read_descriptor", forgetful(metadata.read_descriptor))
     with intercepted():
@@ -469,7 +469,7 @@ def without_a_stable_read(patch: pytest.MonkeyPatch) -> None:
                 continue
         raise AssertionError("{} is JSON")
 
-    for module in (pruner, commit):
+    for module in (survey, commit):
         patch.setattr(module, "read_stable", glance)
 
 

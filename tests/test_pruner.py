@@ -16,7 +16,7 @@ import pytest
 from client import Client
 from stores import blobs, leftovers, make_store, read_entries, write_entries
 
-from storage_manager import metadata, pruner
+from storage_manager import metadata, survey
 from storage_manager.clock import Clock
 from storage_manager.errors import (
     EXIT_FAILED,
@@ -31,7 +31,8 @@ from storage_manager.errors import (
 from storage_manager.logs import EventLog
 from storage_manager.model import Outcome, Plan, Snapshot
 from storage_manager.policy import PruneLimits, plan_prune, plan_purge
-from storage_manager.pruner import Job, dry_run, run, take_snapshot
+from storage_manager.pruner import Job, dry_run, run
+from storage_manager.survey import take_snapshot
 
 COUNT, LIMIT, VICTIMS = 6, 4000, 2
 LOCK = ".prune_size.lock"
@@ -250,7 +251,7 @@ def test_corrupt_metadata_is_reported_and_the_lock_released(
     storage: Path, log: EventLog, heard: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metadata, "READ_PATIENCE_SECS", 0.05)
-    monkeypatch.setattr(pruner, "READ_PATIENCE_SECS", 0.05)
+    monkeypatch.setattr(survey, "READ_PATIENCE_SECS", 0.05)
     guids = make_store(storage, COUNT)
     (storage / "metadata.json").write_text("{")
     with pytest.raises(MetadataCorrupt) as caught:
@@ -286,7 +287,7 @@ def test_the_directory_is_listed_after_the_metadata_was_read(
         return real(where)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    snapshot = take_snapshot(str(storage), Clock(), log)
+    snapshot, _ = take_snapshot(str(storage), Clock(), log)
     assert snapshot.dangling == []
     assert len(snapshot.sessions) + len(snapshot.anomalies) == COUNT + 1
 

@@ -12,7 +12,7 @@ from storage_manager.entry import utc_text
 from storage_manager.errors import EXIT_OK
 from storage_manager.model import Session
 from storage_manager.output import json_text
-from storage_manager.pruner import take_snapshot
+from storage_manager.survey import take_snapshot
 from storage_manager.text import printable
 
 NAME = "list"
@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, context: Context) -> int:
     storage_dir = context.settings.storage_dir
-    snapshot = take_snapshot(storage_dir, context.clock, context.log).scoped(args.group)
+    snapshot, _ = take_snapshot(storage_dir, context.clock, context.log)
+    snapshot = snapshot.scoped(args.group)
     now = context.clock.now()
     dangling = {session.guid for session in snapshot.dangling}
     if args.verbose and not args.json:

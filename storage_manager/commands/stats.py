@@ -11,7 +11,7 @@ from storage_manager.entry import utc_text
 from storage_manager.errors import EXIT_OK
 from storage_manager.model import Snapshot
 from storage_manager.output import Output
-from storage_manager.pruner import take_snapshot
+from storage_manager.survey import take_snapshot
 from storage_manager.text import printable
 
 NAME = "stats"
@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, context: Context) -> int:
     settings = context.settings
-    snapshot = take_snapshot(settings.storage_dir, context.clock, context.log).scoped(args.group)
-    facts = _facts(snapshot, settings.storage_dir, args.group, settings.max_storage_bytes)
+    snapshot, findings = take_snapshot(settings.storage_dir, context.clock, context.log)
+    facts = _facts(snapshot.scoped(args.group), settings.storage_dir, args.group, settings.max_storage_bytes)
+    facts["suggested_dirs"] = findings.suggested_dirs
     if args.json:
         context.out.json(facts)
     else:
@@ -77,6 +78,8 @@ def _facts(snapshot: Snapshot, storage_dir: str, group: Optional[str], limit_byt
 def _print(facts: dict[str, Any], out: Output) -> None:
     usage, limit = facts["usage_bytes"], facts["limit_bytes"]
     out.line(f"Store      {printable(facts['storage_dir'])}")
+    for suggested in facts["suggested_dirs"]:
+        out.line(f"           empty; did you mean --storage-dir {printable(suggested)}?")
     if facts["group"] is not None:
         out.line(f"Group      {printable(facts['group'], 200)}")
     out.line(f"Usage      {report.size(usage)} of {report.size(limit)}  {facts['used_percent']} %")
