@@ -16,7 +16,14 @@ from storage_manager import __version__
 from storage_manager.clock import Clock
 from storage_manager.commands import Context, health, prune_size, purge, run_loop, stats
 from storage_manager.commands import list as list_command
-from storage_manager.config import DEFAULT_PREFIX, DEFAULT_STORAGE_DIR, Fallback, Settings, read_settings
+from storage_manager.config import (
+    DEFAULT_PREFIX,
+    DEFAULT_STORAGE_DIR,
+    Fallback,
+    Settings,
+    read_settings,
+    report_fallbacks,
+)
 from storage_manager.errors import (
     EXIT_CODES,
     EXIT_FAILED,
@@ -27,7 +34,6 @@ from storage_manager.errors import (
     UsageError,
     describe_errno,
 )
-from storage_manager.housekeeper import report_fallbacks
 from storage_manager.logs import LEVELS, EventLog, add_log_file, build_logger, close_logger, standard_error
 from storage_manager.output import Output
 from storage_manager.text import printable

@@ -6,12 +6,11 @@ The one exception is asked for: `max_failures`, so that whoever started it can a
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from typing import Optional
 
 from storage_manager import report
 from storage_manager.clock import Clock
-from storage_manager.config import Fallback, Settings
+from storage_manager.config import Load, Settings, report_fallbacks
 from storage_manager.entry import utc_text
 from storage_manager.errors import EXIT_FAILED, EXIT_OK, Interrupted, StorageManagerError, StoreMissing
 from storage_manager.logs import EventLog
@@ -19,9 +18,6 @@ from storage_manager.policy import PruneLimits, plan_prune
 from storage_manager.pruner import Job, Progress, dry_run, run
 from storage_manager.schedule import sleep_secs, wake_up_at
 from storage_manager.status import Ending, LoopStatus
-
-Load = Callable[[], "tuple[Settings, list[Fallback]]"]
-"""Reads the environment; called before each cycle."""
 
 
 def run_loop(
@@ -92,18 +88,6 @@ def _turns(
         if clock.stopping:
             log.info("housekeeper.stopping", f"stopping on signal {clock.stop_signal}", signal=clock.stop_signal)
             return EXIT_OK
-
-
-def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:
-    for fallback in fallbacks:
-        log.warning(
-            "housekeeper.invalid_env",
-            f"{fallback.variable} is {fallback.value!r}: {fallback.reason}; using {fallback.default}",
-            variable=fallback.variable,
-            value=fallback.value,
-            default=fallback.default,
-            reason=fallback.reason,
-        )
 
 
 def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, progress: Progress) -> Ending:

@@ -6,7 +6,6 @@ import argparse
 
 from storage_manager.commands import Context
 from storage_manager.commands._shared import argument
-from storage_manager.housekeeper import run_loop
 from storage_manager.quantity import parse_count
 
 NAME = "run-loop"
@@ -31,4 +30,6 @@ def _at_least_one(text: str) -> int:
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
+    from storage_manager.housekeeper import run_loop  # most of the program, which `health` must not wait for
+
     return run_loop(context.load, context.clock, context.log, args.once, args.dry_run, args.max_failures)
