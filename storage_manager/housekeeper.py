@@ -140,11 +140,11 @@ def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, pro
 def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None:
     if clock.stopping:
         return
+    status.sleeping(secs)
     next_wake_up = utc_text(wake_up_at(clock.now(), secs).replace(microsecond=0))
     log.info(
         "housekeeper.sleep", f"sleeping until {next_wake_up}", sleep_seconds=round(secs, 1), next_wake_up=next_wake_up
     )
-    status.sleeping(secs)
     # Counted, not measured against a deadline: a clock that goes back must not prolong the sleep without end.
     left, before = secs, clock.monotonic()
     while left > 0 and not clock.stopping and not clock.wake_requested:
