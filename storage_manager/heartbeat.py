@@ -17,11 +17,10 @@ from storage_manager.output import json_text
 from storage_manager.process import GONE, STOPPED, Process
 from storage_manager.text import printable
 
-STARTING = "starting"
 CYCLE = "cycle"
 SLEEPING = "sleeping"
 ENDED = "ended"
-STATES = (STARTING, CYCLE, SLEEPING, ENDED)
+STATES = (CYCLE, SLEEPING, ENDED)
 
 # A heartbeat takes less than 2 KB; the rest is room for long paths.
 LARGEST_BYTES = 64 * 1024

@@ -42,7 +42,7 @@ def run_loop(
             environment=settings.environment,
             dry_run=only_plan,
         )
-        report_fallbacks(status.started(), log)
+        status.started()
         clock.listener = status.progress
         try:
             return _turns(load, clock, log, status, once, only_plan, max_failures)
@@ -65,8 +65,7 @@ def _turns(
         clock.wake_requested = False
         log.begin_run()
         settings, fallbacks = load()
-        report_fallbacks(fallbacks, log)
-        status.cycle_started(settings)
+        report_fallbacks(fallbacks + status.cycle_started(settings), log)
         progress = Progress()
         ending = _cycle(settings, clock, log, only_plan, progress)
         status.cycle_ended(settings, ending, progress, max(0.0, clock.monotonic() - started))

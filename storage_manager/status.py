@@ -15,13 +15,13 @@ from typing import NamedTuple, Optional, TypeVar
 from storage_manager import __version__, report
 from storage_manager.clock import Clock
 from storage_manager.config import Fallback, Settings
+from storage_manager.entry import is_blob_name
 from storage_manager.errors import EXIT_OK, describe_errno, errno_name
 from storage_manager.heartbeat import (
     CYCLE,
     ENDED,
     LARGEST_BYTES,
     SLEEPING,
-    STARTING,
     CycleResult,
     Heartbeat,
     decode,
@@ -29,6 +29,7 @@ from storage_manager.heartbeat import (
     trouble,
     verdict,
 )
+from storage_manager.lock import LOCK_NAME
 from storage_manager.logs import EventLog
 from storage_manager.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
 from storage_manager.metrics import Metrics, Sighting, earlier_values
@@ -38,6 +39,7 @@ from storage_manager.process import ALIVE, condition, this_process
 from storage_manager.pruner import Progress
 from storage_manager.schedule import SHORTEST_SLEEP_SECS, wake_up_at
 from storage_manager.status_file import lies_in, read_file, replace_file
+from storage_manager.store import METADATA_NAME
 from storage_manager.text import printable
 
 # A cycle that makes progress says so this often: far below the silence that counts as hanging, far above what
@@ -71,6 +73,8 @@ class LoopStatus:
         self._log = log
         self._problems: dict[str, str] = {}
         """file -> what was wrong with it the last time."""
+        self._is_silent = False
+        """True for a cycle run by hand beside a loop, which is the one to tell."""
         self._heartbeat_file: Optional[str] = None
         self._metrics_file: Optional[str] = None
         self._written_at = self._pinged_at = clock.monotonic()
@@ -86,7 +90,7 @@ class LoopStatus:
             dry_run=only_plan,
             max_failures=max_failures,
             started_at=now,
-            state=STARTING,
+            state=CYCLE,
             alive_at=now,
             cycle_started_at=None,
             next_wake_up=None,
@@ -108,31 +112,24 @@ class LoopStatus:
 
     # The steps of the loop
 
-    def started(self) -> list[Fallback]:
-        """The loop is about to run its first cycle. What of its settings cannot be used."""
-        settings, refused = self._settings, []
-        self._heartbeat_file = settings.heartbeat_file
-        if lies_in(settings.heartbeat_file, settings.storage_dir):
-            self._heartbeat_file = None
-            refused.append(_refusal(settings, "HOUSEKEEPER_HEARTBEAT_FILE", settings.heartbeat_file, "no heartbeat"))
-        self._metrics_file = settings.metrics_file
-        if settings.metrics_file is not None and lies_in(settings.metrics_file, settings.storage_dir):
-            self._metrics_file = None
-            refused.append(_refusal(settings, "METRICS_FILE", settings.metrics_file, "no metrics"))
+    def started(self) -> None:
+        """The loop is about to run its first cycle."""
+        self._choose_files(self._settings)
         if self._heartbeat.once:
             self._go_on()
         self._load_metrics()
-        self._beat()
         self._tell(READY, status("started"))
-        return refused
 
-    def cycle_started(self, settings: Settings) -> None:
+    def cycle_started(self, settings: Settings) -> list[Fallback]:
+        """A cycle begins. Returns what of the settings cannot be used."""
+        refused = self._choose_files(settings)
         now = self._clock.now()
         self._heartbeat = self._heartbeat._replace(
             state=CYCLE, alive_at=now, cycle_started_at=now, next_wake_up=None, interval_secs=settings.interval_secs
         )
         self._beat()
         self._feed_watchdog()
+        return refused
 
     def progress(self) -> None:
         """A step of a cycle, or of a sleep. Cheap enough to be called for each of many."""
@@ -209,6 +206,20 @@ class LoopStatus:
 
     # Files
 
+    def _choose_files(self, settings: Settings) -> list[Fallback]:
+        """The files named by the first settings, but none that could be a part of the store, or of another one."""
+        first, refused = self._settings, []
+        self._heartbeat_file, self._metrics_file = first.heartbeat_file, first.metrics_file
+        if _is_of_a_store(first.heartbeat_file, settings.storage_dir):
+            self._heartbeat_file = None
+            refused.append(_refusal(first.prefix, "HOUSEKEEPER_HEARTBEAT_FILE", first.heartbeat_file, "no heartbeat"))
+        if first.metrics_file is not None and _is_of_a_store(first.metrics_file, settings.storage_dir):
+            self._metrics_file = None
+            refused.append(_refusal(first.prefix, "METRICS_FILE", first.metrics_file, "no metrics"))
+        if self._is_silent:
+            self._heartbeat_file = self._metrics_file = None
+        return refused
+
     def _go_on(self) -> None:
         """A timer's cycle goes on where the one before it ended; one run by hand beside a loop tells nothing."""
         path = self._heartbeat_file
@@ -220,7 +231,8 @@ class LoopStatus:
                 last_cycle=before.last_cycle, last_success_at=before.last_success_at, failures=before.failures
             )
         elif before.state != ENDED and condition(before.process) == ALIVE:
-            self._heartbeat_file = self._metrics_file = None
+            self._is_silent = True
+            self._choose_files(self._settings)
 
     def _load_metrics(self) -> None:
         """Counters go on where the file leaves them."""
@@ -262,9 +274,16 @@ class LoopStatus:
             )
 
 
-def _refusal(settings: Settings, name: str, path: str, instead: str) -> Fallback:
-    reason = "it lies in the storage directory, where it might be taken for a part of the store"
-    return Fallback(f"{settings.prefix}_{name}", printable(path, 200), instead, reason)
+def _is_of_a_store(path: str, storage_dir: str) -> bool:
+    """A slip in a setting must not cost a session of this store, or anybody's metadata.json."""
+    name = os.path.basename(path)
+    is_store_name = METADATA_NAME in name or name == LOCK_NAME or is_blob_name(name) is not None
+    return is_store_name or lies_in(path, storage_dir)
+
+
+def _refusal(prefix: str, name: str, path: str, instead: str) -> Fallback:
+    reason = "in the storage directory, or under that name, it might be taken for a part of a store"
+    return Fallback(f"{prefix}_{name}", printable(path, 80), instead, reason)
 
 
 def _absolute(path: str) -> str:

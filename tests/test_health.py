@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import json
 import os
@@ -60,7 +61,7 @@ def test_a_loop_that_does_its_work_is_healthy(storage: Path, health: Callable[..
         assert "10.0 MB of 10.0 MB in 10 sessions" in line and "next in 60 min" in line
         tool.send(signal.SIGTERM)
         assert tool.end() == 0
-    assert "the loop ended 0 s ago" in unhealthy(health())
+    assert "the loop ended" in unhealthy(health())
 
 
 def test_it_says_the_same_as_json(storage: Path, health: Callable[..., Asked], path: Path) -> None:
@@ -205,7 +206,7 @@ def test_it_starts_without_what_only_prunes_need(storage: Path) -> None:
         [sys.executable, "-c", code, "health", "--storage-dir", str(storage)],
         env=clean_environment(), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    loaded = {name.partition(".")[2] for name in eval(done.stdout.splitlines()[-1])}
+    loaded = {name.partition(".")[2] for name in ast.literal_eval(done.stdout.splitlines()[-1])}
     assert {"cli", "heartbeat", "commands.health"} <= loaded
     assert not loaded & {"pruner", "commit", "lock", "survey", "document", "metadata", "store", "housekeeper", "status"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from storage_manager import heartbeat
-from storage_manager.heartbeat import CYCLE, ENDED, SLEEPING, STARTING, CycleResult, Heartbeat, decode, encode
+from storage_manager.heartbeat import CYCLE, ENDED, SLEEPING, CycleResult, Heartbeat, decode, encode
 from storage_manager.process import ALIVE, ELSEWHERE, GONE, STOPPED, Process
 
 NOW = datetime(2026, 11, 24, 12, 0, 0)
@@ -84,7 +84,7 @@ HEALTHY = {
     "a timer's run at work": beat(once=True, state=CYCLE, next_wake_up=None, alive_at=NOW - HOUR),
 }
 UNHEALTHY = {
-    "no cycle has ended yet": beat(state=STARTING, alive_at=NOW, last_success_at=None, last_cycle=None),
+    "no cycle has ended yet": beat(state=CYCLE, alive_at=NOW, last_success_at=None, last_cycle=None),
     "no cycle has succeeded yet, the last cycle failed, with exit code 2: the lock is busy": failing(
         1, last_success_at=None
     ),
