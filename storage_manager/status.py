@@ -191,7 +191,8 @@ class LoopStatus:
     def _is_healthy(self) -> bool:
         """The verdict of `health`, but for a loop that is too young to have succeeded."""
         asks = trouble if self._heartbeat.last_success_at is None else verdict
-        # Counted from the last write by the monotonic clock: a wall clock that is set must not get the loop killed.
+        # Counted from the last write by the monotonic clock: a wall clock that is set while the loop sleeps must not
+        # get it killed.
         now = wake_up_at(self._heartbeat.alive_at, self._elapsed(self._written_at))
         return asks(self._heartbeat, now, ALIVE) is None
 

@@ -132,6 +132,19 @@ def test_a_missing_directory_is_not_made(path: Path) -> None:
     assert os.listdir(path.parent) == []
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_is_not_writable_keeps_the_old_content(path: Path) -> None:
+    path.write_bytes(b"old")
+    path.parent.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError):
+            replace_file(str(path), b"new")
+    finally:
+        path.parent.chmod(0o700)
+    assert path.read_bytes() == b"old"
+    assert alone(path)
+
+
 def test_no_descriptor_is_left_open(path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
