@@ -11,13 +11,14 @@ from typing import Optional
 from storage_manager import report
 from storage_manager.clock import Clock
 from storage_manager.config import Load, Settings, report_fallbacks
+from storage_manager.ending import Ending
 from storage_manager.entry import utc_text
 from storage_manager.errors import EXIT_FAILED, EXIT_OK, Interrupted, StorageManagerError, StoreMissing
 from storage_manager.logs import EventLog
 from storage_manager.policy import PruneLimits, plan_prune
 from storage_manager.pruner import Job, Progress, dry_run, run
 from storage_manager.schedule import sleep_secs, wake_up_at
-from storage_manager.status import Ending, LoopStatus
+from storage_manager.status import LoopStatus
 
 
 def run_loop(

@@ -9,31 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timezone
-from typing import NamedTuple, Optional, TypeVar
+from datetime import timezone
+from typing import Optional, TypeVar
 
-from storage_manager import __version__, report
+from storage_manager import __version__
 from storage_manager.clock import Clock
 from storage_manager.config import Fallback, Settings
+from storage_manager.ending import Ending, result, sighting, summary
 from storage_manager.entry import is_blob_name
 from storage_manager.errors import EXIT_OK, describe_errno, errno_name
-from storage_manager.heartbeat import (
-    CYCLE,
-    ENDED,
-    LARGEST_BYTES,
-    SLEEPING,
-    CycleResult,
-    Heartbeat,
-    decode,
-    encode,
-    trouble,
-    verdict,
-)
+from storage_manager.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, trouble, verdict
+from storage_manager.heartbeat_json import LARGEST_BYTES, decode, encode
 from storage_manager.lock import LOCK_NAME
 from storage_manager.logs import EventLog
 from storage_manager.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
-from storage_manager.metrics import Metrics, Sighting, earlier_values
-from storage_manager.model import DANGLING
+from storage_manager.metrics import Metrics, earlier_values
 from storage_manager.notify import READY, STOPPING, WATCHDOG, notify, status
 from storage_manager.process import ALIVE, condition, this_process
 from storage_manager.pruner import Progress
@@ -50,15 +40,6 @@ REFRESH_SECS = 5.0
 WATCHDOG_FRACTION = 4
 
 Content = TypeVar("Content")
-
-
-class Ending(NamedTuple):
-    """How a cycle ended."""
-
-    exit_code: int
-    sentence: str
-    interrupted: bool = False
-    """A signal cut it short: neither a success nor a failure."""
 
 
 class LoopStatus:
@@ -141,7 +122,7 @@ class LoopStatus:
     def cycle_ended(self, settings: Settings, ending: Ending, progress: Progress, duration_secs: float) -> None:
         """Metrics are written; the heartbeat follows with the next step, which every cycle has."""
         now = self._clock.now()
-        seen = _sighting(progress)
+        seen = sighting(progress)
         if not self._heartbeat.dry_run:
             self._metrics.add_deleted(progress.deleted_count, progress.freed_bytes)
         self._metrics.configure(settings.max_storage_bytes, settings.interval_secs)
@@ -151,14 +132,14 @@ class LoopStatus:
             self._metrics.end_cycle(ending.exit_code, now.replace(tzinfo=timezone.utc).timestamp(), duration_secs)
             succeeded = ending.exit_code == EXIT_OK
             self._heartbeat = self._heartbeat._replace(
-                last_cycle=_result(settings, ending, progress, seen, now, duration_secs),
+                last_cycle=result(settings, ending, progress, seen, now, duration_secs),
                 last_success_at=now if succeeded else self._heartbeat.last_success_at,
                 failures=0 if succeeded else self._heartbeat.failures + 1,
             )
         path = self._metrics_file
         if path is not None:
             self._attempt("replace", path, lambda: replace_file(path, self._metrics.render()))
-        self._tell(status(_summary(settings, ending, seen)))
+        self._tell(status(summary(settings, ending, seen)))
 
     def sleeping(self, secs: float) -> None:
         now = self._clock.now()
@@ -292,51 +273,3 @@ def _absolute(path: str) -> str:
         return os.path.abspath(path)
     except OSError:  # the current directory is gone
         return path
-
-
-def _sighting(progress: Progress) -> Optional[Sighting]:
-    """The store as the cycle left it: what it found, less what it removed."""
-    findings = progress.findings
-    if findings is None:
-        return None
-    totals = dict(findings.anomaly_totals)
-    count, size_bytes = totals.get(DANGLING, (0, 0))
-    totals[DANGLING] = (max(0, count - progress.swept_count), size_bytes)
-    return Sighting(
-        usage_bytes=max(0, findings.usage_bytes - progress.gone_bytes),
-        session_count=max(0, findings.session_count - progress.gone_count),
-        anomaly_totals=totals,
-        misplaced=bool(findings.suggested_dirs),
-    )
-
-
-def _result(
-    settings: Settings,
-    ending: Ending,
-    progress: Progress,
-    seen: Optional[Sighting],
-    ended_at: datetime,
-    duration_secs: float,
-) -> CycleResult:
-    findings = progress.findings
-    totals = {} if seen is None else seen.anomaly_totals
-    return CycleResult(
-        ended_at=ended_at,
-        exit_code=ending.exit_code,
-        sentence=printable(ending.sentence, 1000),
-        duration_secs=round(duration_secs, 3),
-        usage_bytes=None if seen is None else seen.usage_bytes,
-        limit_bytes=settings.max_storage_bytes,
-        session_count=None if seen is None else seen.session_count,
-        deleted_count=progress.deleted_count,
-        freed_bytes=progress.freed_bytes,
-        anomalies={kind: count for kind, (count, _) in totals.items() if count},
-        suggested_dirs=() if findings is None else tuple(printable(path, 4096) for path in findings.suggested_dirs),
-    )
-
-
-def _summary(settings: Settings, ending: Ending, seen: Optional[Sighting]) -> str:
-    if seen is None or ending.exit_code != EXIT_OK:
-        return f"the cycle ended with exit code {ending.exit_code}: {ending.sentence}"
-    held = f"{report.size(seen.usage_bytes)} of {report.size(settings.max_storage_bytes)}"
-    return f"{held} in {report.counted(seen.session_count, 'session')}; {ending.sentence}"

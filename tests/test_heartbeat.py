@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from storage_manager import heartbeat
-from storage_manager.heartbeat import CYCLE, ENDED, SLEEPING, CycleResult, Heartbeat, decode, encode
+from storage_manager.heartbeat import CYCLE, ENDED, SLEEPING, CycleResult, Heartbeat
+from storage_manager.heartbeat_json import LARGEST_BYTES, decode, encode
 from storage_manager.process import ALIVE, ELSEWHERE, GONE, STOPPED, Process
 
 NOW = datetime(2026, 11, 24, 12, 0, 0)
@@ -151,7 +152,7 @@ def test_the_ends_of_the_calendar_break_nothing() -> None:
 def test_what_is_written_is_read_back(case: str) -> None:
     one = {**HEALTHY, **UNHEALTHY}[case]
     assert decode(encode(one)) == one
-    assert len(encode(one)) < heartbeat.LARGEST_BYTES
+    assert len(encode(one)) < LARGEST_BYTES
 
 
 def test_members_that_another_version_adds_are_passed_over() -> None:

@@ -19,7 +19,7 @@ from test_housekeeper import SteppedClock, settings_for
 from storage_manager import housekeeper, status
 from storage_manager.clock import Clock
 from storage_manager.config import Fallback, Settings
-from storage_manager.heartbeat import decode
+from storage_manager.heartbeat_json import decode
 from storage_manager.logs import EventLog, build_logger
 from storage_manager.model import Snapshot
 from storage_manager.notify import STOPPING, WATCHDOG
