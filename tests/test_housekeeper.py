@@ -53,6 +53,13 @@ class Running:
     def send(self, signum: signal.Signals) -> None:
         self.process.send_signal(signum)
 
+    def wake_up_until(self, key: str, count: int = 1) -> None:
+        """Have a sleeping loop run cycles until an event has come `count` times more, and it sleeps again."""
+        enough = self.count(key) + count
+        while self.count(key) < enough:
+            self.send(signal.SIGUSR1)
+            self.wait_for("housekeeper.sleep")
+
     def end(self) -> int:
         """Read to the end; the exit code."""
         assert self.process.stderr is not None
@@ -129,7 +136,8 @@ def turns(tmp_path: Path) -> Turns:
 
 
 def settings_for(storage: Path, **variables: str) -> tuple[Settings, list[Fallback]]:
-    return read_settings({f"GOFR_DIG_{name}": value for name, value in variables.items()}, str(storage), None)
+    named = {f"GOFR_DIG_{name}": value for name, value in variables.items()}
+    return read_settings({"TMPDIR": os.environ["TMPDIR"], **named}, str(storage), None)
 
 
 def keys(found: list[dict[str, Any]]) -> list[str]:
