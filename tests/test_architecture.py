@@ -22,12 +22,12 @@ NAME = PACKAGE.name
 # A module imports only from layers above its own line: imports point inward. A new module needs a place here.
 LAYERS = (
     ("storage_manager",),
-    ("errors", "model", "text", "document", "schedule", "output"),
+    ("errors", "model", "text", "document", "schedule", "output", "backlog", "delivery"),
     ("clock", "entry", "policy", "quantity", "report"),
     ("logs", "store"),
     ("config", "draft", "edit", "metadata", "previous"),
-    ("commit", "lock"),
-    ("survey",),
+    ("commit", "lock", "ingest", "seq_events"),
+    ("survey", "seq"),
     ("pruner",),
     ("housekeeper",),
     ("commands",),
