@@ -65,7 +65,13 @@ class Ingest:
         forms = {form for secret in secrets for form in (secret, urllib.parse.quote(secret, safe="")) if form}
         # The longest first: one may be a part of another.
         self._secrets = re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True))) or "(?!)", re.I)
-        self._opener: Optional[urllib.request.OpenerDirector] = None
+        # No handler of redirects, or of proxies that the environment names: the key goes to the host of the URL. No
+        # handler of error statuses: every answer comes back as it is. One opener for all: it is a cycle of references,
+        # which nobody collects during a long sleep of the loop.
+        self._https = _Https()
+        self._opener = urllib.request.OpenerDirector()
+        self._opener.add_handler(_Http())
+        self._opener.add_handler(self._https)
 
     def post(self, body: bytes, timeout_secs: float) -> Answer:
         """Send `body`; what came of it."""
@@ -75,12 +81,10 @@ class Ingest:
         except Exception as error:  # noqa: BLE001
             answer = Answer(Verdict.UNAVAILABLE, _explained(error))
         if answer.verdict is not Verdict.ACCEPTED:
-            self._opener = None  # the system's certificates may have been mended by the next time
+            self._https.context = None  # the system's certificates may have been mended by the next time
         return answer._replace(reason=self._shown(answer.reason))
 
     def _post(self, body: bytes, timeout_secs: float) -> Answer:
-        if self._opener is None:
-            self._opener = _build_opener()
         request = urllib.request.Request(self._url, body, self._headers, method="POST")
         with self._opener.open(request, timeout=timeout_secs) as response:
             try:
@@ -173,18 +177,6 @@ def _explained(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _build_opener() -> urllib.request.OpenerDirector:
-    """An opener that knows http and https only.
-
-    No handler of redirects, or of proxies that the environment names: the key goes to the host of the URL. No handler
-    of error statuses: every answer comes back as it is.
-    """
-    opener = urllib.request.OpenerDirector()
-    opener.add_handler(_Http())
-    opener.add_handler(_Https(ssl.create_default_context()))
-    return opener
-
-
 class _TimedReader(io.RawIOBase):
     """What comes from a socket until a moment, and not more of it than an answer may have."""
 
@@ -247,12 +239,12 @@ class _Http(urllib.request.AbstractHTTPHandler):
 
 
 class _Https(urllib.request.AbstractHTTPHandler):
-    def __init__(self, context: ssl.SSLContext) -> None:
-        super().__init__()
-        self._context = context
+    context: Optional[ssl.SSLContext] = None
 
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_TlsConnection, request, context=self._context)
+        if self.context is None:
+            self.context = ssl.create_default_context()
+        return self.do_open(_TlsConnection, request, context=self.context)
 
     https_request = urllib.request.AbstractHTTPHandler.do_request_
 
