@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -132,13 +133,16 @@ class SeqHandler(logging.Handler):
     # --- The end
 
     def close(self) -> None:
-        """Ship what waits, for CLOSE_SECS at most, then tell how much could not be. A signal ends the wait."""
+        """Ship what waits, for CLOSE_SECS at most, then tell how much could not be. A signal ends the wait.
+
+        Called while a signal that came after the command's end unwinds the stack, it does not wait at all.
+        """
         try:
             with self._changed:
                 if self._closing:  # logging closes all handlers once more when the interpreter ends
                     return
                 self._flush()
-        except Interrupted:  # asked a second time; the command itself is done
+        except Interrupted:  # asked again; the command itself is done
             pass
         with self._changed:
             left_count = len(self._backlog) + self._in_flight_count
@@ -152,7 +156,8 @@ class SeqHandler(logging.Handler):
         self._flush_until = time.monotonic() + secs
         self._closing = True
         self._changed.notify()
-        if self._thread is not None and (self._backlog or self._in_flight_count):
+        hurried = isinstance(sys.exc_info()[1], Interrupted)
+        if self._thread is not None and (self._backlog or self._in_flight_count) and not hurried:
             self._changed.wait_for(lambda: self._finished, secs + GRACE_SECS)
 
     # --- The thread
