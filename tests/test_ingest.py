@@ -147,6 +147,7 @@ def http(body: bytes, status: str = "201 Created") -> bytes:
 
 
 DEEP = b"[" * 60_000
+CHUNKED = b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[1]", b"\xff\xfe", b"7", b"{", DEEP], ids=lambda body: repr(body[:6]))
@@ -228,8 +229,8 @@ def test_an_answer_that_does_not_end_is_given_up_in_time(behaviour: seq_server.B
         seq_server.hang_after(b"HTTP/1.1 201 Created\r\nContent-Length: 10\r\n\r\n"),
         seq_server.drip(b"HTTP/1.1 201 Created\r\n\r\n"),
         seq_server.flood(b"HTTP/1.1 201 Created\r\n\r\n", b"x" * 1000),
-        seq_server.flood(b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n", b"3e8\r\n" + b"x" * 1000 + b"\r\n"),
-        seq_server.say(b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n"),
+        seq_server.flood(CHUNKED, b"3e8\r\n" + b"x" * 1000 + b"\r\n"),
+        seq_server.say(CHUNKED + b"zzz\r\n"),
         seq_server.say(b"HTTP/1.1 201 Created\r\nContent-Length: 99999999999999999999\r\n\r\n{}"),
         seq_server.say(b"HTTP/1.1 201 Created\r\nContent-Length: -5\r\n\r\n{}"),
     ],
