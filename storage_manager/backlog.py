@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-# A prune of fifty thousand sessions in one go fits; so does an outage of several days of an idle loop.
+# A prune of fifty thousand sessions in one go fits; so do the events of an idle loop of a year.
 MAX_EVENTS = 50_000
 # What the process may grow by while nobody takes its events. An event has about 450 bytes.
-MAX_BYTES = 16 * 1024 * 1024
+MAX_BYTES = 32 * 1024 * 1024
 
 # What Seq's own clients send at once, and what a proxy in front of it takes by default.
 BATCH_EVENTS = 1000

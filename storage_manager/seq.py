@@ -102,10 +102,10 @@ class SeqHandler(logging.Handler):
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self._clef.format(record).encode("utf-8", "backslashreplace")
-        except Exception:  # noqa: BLE001  # whatever is wrong with it must not end a prune; no handler can say it
-            return
+        with suppress(Exception):  # no memory, for one; the other handlers have the event, and a prune must go on
+            self._take(self._clef.format(record).encode("utf-8", "backslashreplace"))
+
+    def _take(self, line: bytes) -> None:
         if len(line) > EVENT_BYTES:
             self._events.rejected([line], f"it is larger than {report.size(EVENT_BYTES)}")
             return

@@ -101,7 +101,7 @@ def test_the_bounds_hold_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_bounds_are_those_of_the_documents() -> None:
-    assert (MAX_EVENTS, MAX_BYTES, BATCH_EVENTS, BATCH_BYTES) == (50_000, 16 * 1024 * 1024, 1000, 1_000_000)
+    assert (MAX_EVENTS, MAX_BYTES, BATCH_EVENTS, BATCH_BYTES) == (50_000, 32 * 1024 * 1024, 1000, 1_000_000)
 
 
 # --- A batch
@@ -152,6 +152,15 @@ def test_whatever_is_bad_every_good_line_arrives_in_order() -> None:
         assert seen == [line for line in batch if line not in bad]
         assert delivery.rejected == [line for line in batch if line in bad]
         assert delivery.left == []
+
+
+def test_any_number_of_bad_lines_is_singled_out_if_others_between_them_are_taken() -> None:
+    batch = lines(400)
+    seen: list[bytes] = []
+    delivery = deliver(batch, refusing(set(batch[::10]), seen, []))
+    assert delivery.rejected == batch[::10]
+    assert len(seen) == 360
+    assert delivery.left == []
 
 
 def test_whenever_the_server_goes_away_every_line_is_accepted_rejected_or_left_in_order() -> None:

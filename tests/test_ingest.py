@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gc
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -249,12 +251,11 @@ def test_an_answer_without_end_is_not_listened_to(more: bytes) -> None:
     assert answer.reason.startswith("its answer is not HTTP")
 
 
-def test_a_server_that_does_not_read_is_given_up_in_time() -> None:
-    import socket
-
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_that_does_not_read_is_given_up_in_time(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         started = time.monotonic()
-        answer = ingest(f"http://127.0.0.1:{deaf.getsockname()[1]}").post(b"x" * 50_000_000, SHORT_SECS)
+        answer = ingest(f"{scheme}://127.0.0.1:{deaf.getsockname()[1]}").post(b"x" * 50_000_000, SHORT_SECS)
     assert answer == Answer(Verdict.UNAVAILABLE, "no answer in time")
     assert time.monotonic() - started < SHORT_SECS + 3
 
@@ -368,8 +369,6 @@ def resident_bytes() -> int:
 
 
 def test_two_thousand_failures_leave_nothing_behind() -> None:
-    import gc
-
     endpoint = ingest(f"http://127.0.0.1:{seq_server.free_port()}")
     collecting = gc.isenabled()
     gc.collect()

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -137,7 +138,7 @@ def test_thousands_arrive_in_order_in_batches(ship: Callable[..., Shipping]) -> 
         shipping.emit(5500)
         shipping.close()
     assert numbers(server) == list(range(5500))
-    assert max(len(request.lines) for request in server.requests) == 1000
+    assert max(len(request.lines) for request in server.requests) <= 1000
     assert len(server.requests) < 50
     assert shipping.told() == []
 
@@ -635,7 +636,7 @@ def test_without_the_url_nothing_is_shipped_nor_imported(storage: Path) -> None:
             "print([name for name in sys.modules if name in ('urllib.request', 'storage_manager.seq', 'ssl')])"
         )
         environment = stores.clean_environment({"GOFR_DIG_SEQ_API_KEY": KEY})
-        command = [stores.command()[0], "-c", code, "list", "--storage-dir", str(storage)]
+        command = [sys.executable, "-c", code, "list", "--storage-dir", str(storage)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert server.requests == []
@@ -656,6 +657,21 @@ def test_a_prune_ships_every_event_in_order_as_clef(storage: Path, tmp_path: Pat
     for item in server.events:
         assert {"@t", "@m", "@l", "event", "run_id"} <= set(item)
     assert {request.headers["x-seq-apikey"] for request in server.requests} == {KEY}
+
+
+def test_the_archive_ships_as_well(storage: Path, tmp_path: Path) -> None:
+    make_store(storage, 5, size=1000)
+    archive = tmp_path / "storage_manager.pyz"
+    build = [sys.executable, str(stores.ROOT / "build_zipapp.py"), "--output", str(archive)]
+    subprocess.run(build, env=stores.clean_environment(), capture_output=True, check=True)
+    with seq_server.seq_server() as server:
+        done = subprocess.run(
+            [sys.executable, archive, "prune-size", "--max-mb", "2000B", "--storage-dir", storage],
+            env={**stores.clean_environment(shipping_to(server)), "PYTHONPATH": ""},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert server.events == events(done.stderr)
+    assert server.keys.count("storage_manager.prune.deleted") == 3
 
 
 def test_wrong_usage_is_shipped_too(storage: Path) -> None:
@@ -843,7 +859,7 @@ def test_an_internal_error_shows_no_secret(storage: Path, tmp_path: Path) -> Non
     )
     with down(None) as url:
         done = subprocess.run(
-            [stores.command()[0], "-c", code, "stats", "--storage-dir", str(storage)],
+            [sys.executable, "-c", code, "stats", "--storage-dir", str(storage)],
             env=stores.clean_environment(shipping_to(url)), capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 1
