@@ -7,6 +7,7 @@ import gc
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,30 @@ def test_a_server_that_does_not_read_is_given_up_in_time(scheme: str) -> None:
         answer = ingest(f"{scheme}://127.0.0.1:{deaf.getsockname()[1]}").post(b"x" * 50_000_000, SHORT_SECS)
     assert answer == Answer(Verdict.UNAVAILABLE, "no answer in time")
     assert time.monotonic() - started < SHORT_SECS + 3
+
+
+def test_a_server_that_reads_by_drops_is_given_up_in_time() -> None:
+    enough = threading.Event()
+
+    def read() -> None:
+        connection, _ = slow.accept()
+        with connection:
+            while not enough.wait(0.02) and connection.recv(8192):
+                pass
+
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)  # before listen(), so that connections have it
+        slow.bind(("127.0.0.1", 0))
+        slow.listen()
+        reader = threading.Thread(target=read)
+        reader.start()
+        started = time.monotonic()
+        answer = ingest(f"http://127.0.0.1:{slow.getsockname()[1]}").post(b"x" * 20_000_000, SHORT_SECS)
+        took_secs = time.monotonic() - started
+        enough.set()
+        reader.join()
+    assert answer == Answer(Verdict.UNAVAILABLE, "no answer in time")
+    assert took_secs < SHORT_SECS + 3
 
 
 # --- Redirects
