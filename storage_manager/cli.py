@@ -155,6 +155,8 @@ def _main(arguments: list[str], clock: Clock) -> int:
     settings, fallbacks = load()
     logger, log_fallbacks = _build_logger(args, settings)
     log = EventLog(logger)
+    if not _is_quiet(args):
+        _ship(logger, log, settings)
     out = Output(sys.stdout)
     try:
         # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.
@@ -243,6 +245,13 @@ def _is_quiet(args: argparse.Namespace) -> bool:
     return getattr(args.module, "QUIET", False)
 
 
+def _ship(logger: logging.Logger, log: EventLog, settings: Settings) -> None:
+    if settings.seq is not None:
+        from storage_manager.seq import ship  # few runs need it
+
+        ship(logger, log, settings.seq, settings.prefix)
+
+
 def _wrong_usage(wrong: _WrongUsage) -> int:
     """argparse's message and a hint for people; the event for whoever reads logs."""
     stream = standard_error()
@@ -257,8 +266,10 @@ def _wrong_usage(wrong: _WrongUsage) -> int:
     logger = build_logger(stream if show else None, settings.log_json is not False, logging.INFO)
     if settings.log_file:
         add_log_file(logger, settings.log_file, settings.storage_dir)
+    log = EventLog(logger)
+    _ship(logger, log, settings)
     command = wrong.parser.prog.partition(" ")[2] or None
-    EventLog(logger).error(_usage_event(command), f"wrong usage: {wrong}", command=command, exit_code=EXIT_USAGE)
+    log.error(_usage_event(command), f"wrong usage: {wrong}", command=command, exit_code=EXIT_USAGE)
     close_logger(logger)
     return EXIT_USAGE
 

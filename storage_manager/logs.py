@@ -102,10 +102,17 @@ class EventLog:
 class JsonFormatter(logging.Formatter):
     """CLEF: one strict JSON object on one line, whatever the fields hold."""
 
-    _second = -1
-    _second_text = ""
+    _stamp = (-1, "")
+    """The last second and its text, in one: threads may share a formatter."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Made once for each record: several handlers want the same line."""
+        line: Optional[str] = getattr(record, "clef", None)
+        if line is None:
+            line = record.clef = self._line(record)
+        return line
+
+    def _line(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         fields = getattr(record, "fields", {})
         try:
@@ -128,13 +135,14 @@ class JsonFormatter(logging.Formatter):
 
     def _time(self, created: float) -> str:
         second = int(created)
-        if second != self._second:
+        known, text = self._stamp
+        if second != known:
             try:
-                self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+                text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
             except (OverflowError, ValueError, OSError):
-                self._second_text = "1970-01-01T00:00:00."
-            self._second = second
-        return f"{self._second_text}{int((created - second) * 1e6):06d}Z"
+                text = "1970-01-01T00:00:00."
+            self._stamp = (second, text)
+        return f"{text}{int((created - second) * 1e6):06d}Z"
 
 
 class TextFormatter(logging.Formatter):
@@ -175,9 +183,14 @@ class StderrHandler(logging.Handler):
         self._patience_secs = STALL_SECS
 
     def close(self) -> None:
-        if self._own_fd is not None:
-            os.close(self._own_fd)
-            self._own_fd = None
+        self.acquire()  # another thread may be about to write, and the number will be some other file's
+        try:
+            if self._own_fd is not None:
+                os.close(self._own_fd)
+                self._own_fd = None
+                self._fd = -1
+        finally:
+            self.release()
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -284,7 +297,8 @@ def add_log_file(logger: logging.Logger, path: str, storage_dir: str) -> Optiona
 
 
 def close_logger(logger: logging.Logger) -> None:
-    for handler in list(logger.handlers):
+    """The last handler first: what one has to tell at its end goes to those before it."""
+    for handler in reversed(list(logger.handlers)):
         logger.removeHandler(handler)
         try:
             handler.close()

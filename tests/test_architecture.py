@@ -22,12 +22,12 @@ NAME = PACKAGE.name
 # A module imports only from layers above its own line: imports point inward. A new module needs a place here.
 LAYERS = (
     ("storage_manager",),
-    ("errors", "model", "text", "document", "schedule", "output", "process", "status_file"),
+    ("errors", "model", "text", "document", "schedule", "output", "process", "status_file", "backlog", "delivery"),
     ("clock", "entry", "metrics", "notify", "policy", "quantity", "report"),
     ("heartbeat", "logs", "store"),
     ("config", "draft", "edit", "heartbeat_json", "metadata", "previous"),
-    ("commit", "lock"),
-    ("survey",),
+    ("commit", "lock", "ingest", "seq_events"),
+    ("survey", "seq"),
     ("pruner",),
     ("ending",),
     ("status",),

@@ -139,3 +139,16 @@ def test_every_document_is_reachable_from_the_index() -> None:
     index = ROOT / "docs" / "index.md"
     linked = {(index.parent / target.partition("#")[0]).resolve() for target in LINK.findall(index.read_text())}
     assert {path for path in (*DOCUMENTS, *DEPLOYMENTS) if path != index} <= linked
+
+
+def test_the_seq_queries_ask_for_events_and_fields_that_exist() -> None:
+    events = (ROOT / "docs" / "events.md").read_text()
+    queries = re.findall(r"^    (.+)$", section(OPERATIONS, "Seq queries"), re.MULTILINE)
+    assert len(queries) >= 8
+    for query in queries:
+        for text in re.findall(r"'((?:storage_manager|housekeeper)\.[a-z_.]+)", query):
+            assert f"### `{text}" in events, query
+        # What is neither quoted nor a name that the query makes itself.
+        words = re.sub(r"'[^']*'|as \w+|\w+\(\*\)|@\w+", " ", query)
+        fields = set(re.findall(r"[a-z]+_[a-z_]+|\bcauses\b|\bguid\b", words))
+        assert all(f"`{field}`" in events for field in fields), query
