@@ -741,7 +741,9 @@ def test_whatever_the_server_does_a_prune_is_the_same_and_ends_in_time(
     assert took_secs < 5 + 3  # what it takes without a server, on a slow machine
     told = [item["event"] for item in events(done.stderr) if ".seq." in item["event"]]
     assert told[-1] == "storage_manager.seq.dropped"
-    assert told.count("storage_manager.seq.failed") == 1
+    # A request that was on its way before the end may still be when the time is over.
+    assert told.count("storage_manager.seq.failed") <= 1
+    assert "storage_manager.seq.failed" in told or behaviour in (DOWN["silent"], DOWN["by bytes"])
     shown = done.stdout + done.stderr + log.read_text()
     for secret in (KEY, PASSWORD):
         assert secret not in shown
