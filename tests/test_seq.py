@@ -628,6 +628,18 @@ def test_the_url_alone_switches_shipping_on(storage: Path) -> None:
     assert "x-seq-apikey" not in server.requests[0].headers
 
 
+def test_what_standard_error_does_not_show_is_shipped_all_the_same(storage: Path) -> None:
+    make_store(storage, 1)
+    with seq_server.seq_server() as server:
+        done = run_tool("list", "--storage-dir", storage, "--log-level", "CRITICAL", env=shipping_to(server))
+    assert done.stderr == ""
+    assert server.keys == [
+        "storage_manager.command_start",
+        "storage_manager.list.summary",
+        "storage_manager.command_end",
+    ]
+
+
 def test_without_the_url_nothing_is_shipped_nor_imported(storage: Path) -> None:
     make_store(storage, 1)
     with seq_server.seq_server() as server:
