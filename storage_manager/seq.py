@@ -157,7 +157,7 @@ class SeqHandler(logging.Handler):
         self._closing = True
         self._changed.notify()
         hurried = isinstance(sys.exc_info()[1], Interrupted)
-        if self._thread is not None and (self._backlog or self._in_flight_count) and not hurried:
+        if self._thread is not None and not hurried:  # with nothing to ship it is finished in a moment
             self._changed.wait_for(lambda: self._finished, secs + GRACE_SECS)
 
     # --- The thread

@@ -628,6 +628,18 @@ def test_the_url_alone_switches_shipping_on(storage: Path) -> None:
     assert "x-seq-apikey" not in server.requests[0].headers
 
 
+def test_what_standard_error_does_not_show_is_shipped_all_the_same(storage: Path) -> None:
+    make_store(storage, 1)
+    with seq_server.seq_server() as server:
+        done = run_tool("list", "--storage-dir", storage, "--log-level", "CRITICAL", env=shipping_to(server))
+    assert done.stderr == ""
+    assert server.keys == [
+        "storage_manager.command_start",
+        "storage_manager.list.summary",
+        "storage_manager.command_end",
+    ]
+
+
 def test_without_the_url_nothing_is_shipped_nor_imported(storage: Path) -> None:
     make_store(storage, 1)
     with seq_server.seq_server() as server:
@@ -741,7 +753,9 @@ def test_whatever_the_server_does_a_prune_is_the_same_and_ends_in_time(
     assert took_secs < 5 + 3  # what it takes without a server, on a slow machine
     told = [item["event"] for item in events(done.stderr) if ".seq." in item["event"]]
     assert told[-1] == "storage_manager.seq.dropped"
-    assert told.count("storage_manager.seq.failed") == 1
+    # A request that was on its way before the end may still be when the time is over.
+    assert told.count("storage_manager.seq.failed") <= 1
+    assert "storage_manager.seq.failed" in told or behaviour in (DOWN["silent"], DOWN["by bytes"])
     shown = done.stdout + done.stderr + log.read_text()
     for secret in (KEY, PASSWORD):
         assert secret not in shown
