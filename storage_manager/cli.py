@@ -14,9 +14,16 @@ from typing import NoReturn, Optional
 
 from storage_manager import __version__
 from storage_manager.clock import Clock
-from storage_manager.commands import Context, prune_size, purge, run_loop, stats
+from storage_manager.commands import Context, health, prune_size, purge, run_loop, stats
 from storage_manager.commands import list as list_command
-from storage_manager.config import DEFAULT_PREFIX, DEFAULT_STORAGE_DIR, Fallback, Settings, read_settings
+from storage_manager.config import (
+    DEFAULT_PREFIX,
+    DEFAULT_STORAGE_DIR,
+    Fallback,
+    Settings,
+    read_settings,
+    report_fallbacks,
+)
 from storage_manager.errors import (
     EXIT_CODES,
     EXIT_FAILED,
@@ -27,12 +34,11 @@ from storage_manager.errors import (
     UsageError,
     describe_errno,
 )
-from storage_manager.housekeeper import report_fallbacks
 from storage_manager.logs import LEVELS, EventLog, add_log_file, build_logger, close_logger, standard_error
 from storage_manager.output import Output
 from storage_manager.text import printable
 
-COMMANDS: tuple[ModuleType, ...] = (list_command, stats, purge, prune_size, run_loop)
+COMMANDS: tuple[ModuleType, ...] = (list_command, stats, purge, prune_size, run_loop, health)
 
 _LOOP = run_loop.NAME
 
@@ -151,8 +157,8 @@ def _main(arguments: list[str], clock: Clock) -> int:
     log = EventLog(logger)
     out = Output(sys.stdout)
     try:
-        # The loop reports the environment itself, at each cycle.
-        report_fallbacks(log_fallbacks + ([] if args.command == _LOOP else fallbacks), log)
+        # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.
+        report_fallbacks(log_fallbacks + ([] if args.command == _LOOP or _is_quiet(args) else fallbacks), log)
         context = Context(settings, load, clock, log, out)
         return _run(args, context)
     finally:
@@ -220,16 +226,21 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
         level = LEVELS[chosen_level]
     else:
         # A person at a terminal reads the result; the loop has no other result than its events.
-        level = logging.WARNING if on_terminal and args.command != _LOOP else settings.log_level
+        level = logging.WARNING if _is_quiet(args) or on_terminal and args.command != _LOOP else settings.log_level
     logger = build_logger(stream, as_json, level)
     fallbacks = []
-    if settings.log_file:
+    if settings.log_file and not _is_quiet(args):
         problem = add_log_file(logger, settings.log_file, settings.storage_dir)
         if problem is not None:
             fallbacks.append(
                 Fallback(f"{settings.prefix}_LOG_FILE", printable(settings.log_file, 200), "no log file", problem)
             )
     return logger, fallbacks
+
+
+def _is_quiet(args: argparse.Namespace) -> bool:
+    """Whether the command is asked so often that its events go to standard error alone, and only those that matter."""
+    return getattr(args.module, "QUIET", False)
 
 
 def _wrong_usage(wrong: _WrongUsage) -> int:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Optional, TypeVar
 
-from storage_manager.logs import LEVELS
+from storage_manager.logs import LEVELS, EventLog
 from storage_manager.model import BYTES_PER_MB
 from storage_manager.quantity import parse_number, parse_positive, parse_size_bytes
 from storage_manager.text import printable
@@ -92,6 +92,10 @@ class Settings(NamedTuple):
     """What the variables' names begin with."""
 
 
+Load = Callable[[], "tuple[Settings, list[Fallback]]"]
+"""Reads the environment anew: the loop does before each cycle."""
+
+
 def read_settings(
     environ: Mapping[str, str], storage_dir: Optional[str], data_root: Optional[str]
 ) -> tuple[Settings, list[Fallback]]:
@@ -122,6 +126,18 @@ def read_settings(
         prefix=reader.prefix,
     )
     return settings, reader.fallbacks
+
+
+def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:
+    for fallback in fallbacks:
+        log.warning(
+            "housekeeper.invalid_env",
+            f"{fallback.variable} is {fallback.value!r}: {fallback.reason}; using {fallback.default}",
+            variable=fallback.variable,
+            value=fallback.value,
+            default=fallback.default,
+            reason=fallback.reason,
+        )
 
 
 class _Reader:

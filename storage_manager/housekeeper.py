@@ -1,28 +1,35 @@
-"""The loop: a prune every interval, for ever. Nothing in the environment, the store or the clock ends it."""
+"""The loop: a prune every interval, for ever. Nothing in the environment, the store or the clock ends it.
+
+The one exception is asked for: `max_failures`, so that whoever started it can act.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from typing import Optional
 
 from storage_manager import report
 from storage_manager.clock import Clock
-from storage_manager.config import Fallback, Settings
+from storage_manager.config import Load, Settings, report_fallbacks
 from storage_manager.entry import utc_text
 from storage_manager.errors import EXIT_FAILED, EXIT_OK, Interrupted, StorageManagerError, StoreMissing
 from storage_manager.logs import EventLog
 from storage_manager.policy import PruneLimits, plan_prune
-from storage_manager.pruner import Job, dry_run, run
+from storage_manager.pruner import Job, Progress, dry_run, run
 from storage_manager.schedule import sleep_secs, wake_up_at
-
-Load = Callable[[], "tuple[Settings, list[Fallback]]"]
-"""Reads the environment; called before each cycle."""
+from storage_manager.status import Ending, LoopStatus
 
 
-def run_loop(load: Load, clock: Clock, log: EventLog, once: bool, only_plan: bool) -> int:
-    """Run cycles until SIGTERM or SIGINT, then return 0; with `once`, run one and return its exit code."""
+def run_loop(
+    load: Load, clock: Clock, log: EventLog, once: bool, only_plan: bool, max_failures: Optional[int] = None
+) -> int:
+    """Run cycles until SIGTERM or SIGINT, then return 0; with `once`, run one and return its exit code.
+
+    After `max_failures` cycles in a row that ended with another exit code than 0, return 1.
+    """
     with clock.deferred():
         settings, _ = load()
+        status = LoopStatus(settings, clock, log, once, only_plan, max_failures)
         log.info(
             "housekeeper.started",
             f"keeping {settings.storage_dir} below {report.size(settings.max_storage_bytes)}, "
@@ -35,37 +42,56 @@ def run_loop(load: Load, clock: Clock, log: EventLog, once: bool, only_plan: boo
             environment=settings.environment,
             dry_run=only_plan,
         )
-        while True:
-            started = clock.monotonic()
-            clock.wake_requested = False
-            log.begin_run()
-            settings, fallbacks = load()
-            report_fallbacks(fallbacks, log)
-            exit_code = _cycle(settings, clock, log, only_plan)
-            if once:
-                return exit_code
-            # The collector is off while a command runs (see cli); what a cycle left goes here.
-            gc.collect()
-            _sleep(clock, log, sleep_secs(clock.monotonic() - started, settings.interval_secs))
-            if clock.stopping:
-                log.info("housekeeper.stopping", f"stopping on signal {clock.stop_signal}", signal=clock.stop_signal)
-                return EXIT_OK
+        report_fallbacks(status.started(), log)
+        clock.listener = status.progress
+        try:
+            return _turns(load, clock, log, status, once, only_plan, max_failures)
+        finally:
+            clock.listener = None
+            status.ended()
 
 
-def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:
-    for fallback in fallbacks:
-        log.warning(
-            "housekeeper.invalid_env",
-            f"{fallback.variable} is {fallback.value!r}: {fallback.reason}; using {fallback.default}",
-            variable=fallback.variable,
-            value=fallback.value,
-            default=fallback.default,
-            reason=fallback.reason,
-        )
+def _turns(
+    load: Load,
+    clock: Clock,
+    log: EventLog,
+    status: LoopStatus,
+    once: bool,
+    only_plan: bool,
+    max_failures: Optional[int],
+) -> int:
+    while True:
+        started = clock.monotonic()
+        clock.wake_requested = False
+        log.begin_run()
+        settings, fallbacks = load()
+        report_fallbacks(fallbacks, log)
+        status.cycle_started(settings)
+        progress = Progress()
+        ending = _cycle(settings, clock, log, only_plan, progress)
+        status.cycle_ended(settings, ending, progress, max(0.0, clock.monotonic() - started))
+        if once:
+            return ending.exit_code
+        if max_failures is not None and status.failures >= max_failures:
+            log.error(
+                "housekeeper.giving_up",
+                f"giving up after {report.counted(status.failures, 'failed cycle')} in a row, the last with exit code "
+                f"{ending.exit_code}: {ending.sentence}",
+                storage_dir=settings.storage_dir,
+                failures=status.failures,
+                exit_code=EXIT_FAILED,
+            )
+            return EXIT_FAILED
+        # The collector is off while a command runs (see cli); what a cycle left goes here.
+        gc.collect()
+        _sleep(clock, log, status, sleep_secs(clock.monotonic() - started, settings.interval_secs))
+        if clock.stopping:
+            log.info("housekeeper.stopping", f"stopping on signal {clock.stop_signal}", signal=clock.stop_signal)
+            return EXIT_OK
 
 
-def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool) -> int:
-    """One prune, whatever comes of it. Returns its exit code; raises nothing."""
+def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, progress: Progress) -> Ending:
+    """One prune, whatever comes of it. Raises nothing."""
     log.info("housekeeper.cycle_start", f"looking after {settings.storage_dir}", storage_dir=settings.storage_dir)
     limits = PruneLimits(settings.max_storage_bytes, settings.max_storage_bytes)
     job = Job(
@@ -80,22 +106,23 @@ def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool) -> 
         lock_stale_secs=settings.lock_stale_secs,
     )
     try:
-        outcome = (dry_run if only_plan else run)(job, clock, log)
+        outcome = (dry_run if only_plan else run)(job, clock, log, progress)
     except StorageManagerError as error:
         if not error.reported and not isinstance(error, StoreMissing):
             log.error(error.event, str(error), storage_dir=settings.storage_dir, **error.fields)
         exit_code, why = error.exit_code, str(error)
-    except Interrupted:
-        return EXIT_OK
+    except Interrupted as interrupted:
+        return Ending(EXIT_OK, str(interrupted), interrupted=True)
     except Exception as error:  # a fault of ours must not stop the housekeeping for ever
+        why = f"the cycle failed: {type(error).__name__}: {error}"
         log.exception(
             "housekeeper.cycle_failed",
-            f"the cycle failed: {type(error).__name__}: {error}; the next one tries again",
+            f"{why}; the next one tries again",
             error,
             storage_dir=settings.storage_dir,
             exit_code=EXIT_FAILED,
         )
-        return EXIT_FAILED
+        return Ending(EXIT_FAILED, why)
     else:
         exit_code, why = outcome.exit_code, report.sentence(outcome)
     if exit_code == EXIT_OK:
@@ -107,19 +134,21 @@ def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool) -> 
             storage_dir=settings.storage_dir,
             exit_code=exit_code,
         )
-    return exit_code
+    return Ending(exit_code, why)
 
 
-def _sleep(clock: Clock, log: EventLog, secs: float) -> None:
+def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None:
     if clock.stopping:
         return
     next_wake_up = utc_text(wake_up_at(clock.now(), secs).replace(microsecond=0))
     log.info(
         "housekeeper.sleep", f"sleeping until {next_wake_up}", sleep_seconds=round(secs, 1), next_wake_up=next_wake_up
     )
+    status.sleeping(secs)
     # Counted, not measured against a deadline: a clock that goes back must not prolong the sleep without end.
     left, before = secs, clock.monotonic()
     while left > 0 and not clock.stopping and not clock.wake_requested:
-        clock.sleep(left)
+        clock.sleep(left if status.nap_secs is None else min(left, status.nap_secs))
+        status.progress()
         now = clock.monotonic()
         left, before = left - max(0.0, now - before), now

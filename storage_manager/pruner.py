@@ -63,6 +63,7 @@ class Progress:
         self.uncommitted: set[str] = set()
         self.deleted_count = 0
         self.freed_bytes = 0
+        self.gone_count = 0
         self.gone_bytes = 0
         self.failed: set[str] = set()
         self.swept_count = 0
@@ -240,6 +241,7 @@ def _delete(job: Job, session: Session, reason: str, store: Store, log: EventLog
         )
         return
     progress.uncommitted.add(session.guid)
+    progress.gone_count += 1
     progress.gone_bytes += session.size_bytes
     if not existed:  # its owner deleted it meanwhile; only the entry is left to remove
         return

@@ -30,8 +30,11 @@ def megabytes(size_bytes: int) -> float:
 def age(created_at: datetime, now: datetime) -> str:
     """How old, in the one unit that says most."""
     secs = (now - created_at).total_seconds()
-    if secs < 0:
-        return "in the future"
+    return "in the future" if secs < 0 else duration(secs)
+
+
+def duration(secs: float) -> str:
+    """A length of time in the one unit that says most."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if secs >= 2 * length:
             return f"{secs / length:.0f} {unit}"

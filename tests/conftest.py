@@ -42,10 +42,13 @@ def exhaustive(request: pytest.FixtureRequest) -> Callable[[bool], None]:
 @pytest.fixture(autouse=True)
 def away_from_the_default_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default store is ./data/storage: run in an empty directory, without variables that name another."""
-    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    directory = tmp_path_factory.mktemp("cwd")
+    monkeypatch.chdir(directory)
     for name in list(os.environ):
-        if name.startswith(("GOFR_DIG", "STORAGE_MANAGER")):
+        if name.startswith(("GOFR_DIG", "STORAGE_MANAGER", "NOTIFY_", "WATCHDOG_")):
             monkeypatch.delenv(name)
+    (directory / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory / "tmp"))  # heartbeats of loops without a file named for them
 
 
 @pytest.fixture

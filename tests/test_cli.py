@@ -53,7 +53,8 @@ FLAGS = {
         "--max-mb", "--target-mb", "--min-age-mins", "--keep-last", "--group", "--dry-run", "--json", "--verbose",
         "--yes", "--lock-timeout", "--lock-stale-seconds",
     ],
-    "run-loop": ["--once", "--dry-run"],
+    "run-loop": ["--once", "--dry-run", "--max-failures"],
+    "health": ["--json"],
 }  # fmt: skip
 GLOBAL_FLAGS = ["--storage-dir", "--data-root", "--gofr-dig-env", "--log-format", "--log-level", "--help"]
 

@@ -129,7 +129,8 @@ def turns(tmp_path: Path) -> Turns:
 
 
 def settings_for(storage: Path, **variables: str) -> tuple[Settings, list[Fallback]]:
-    return read_settings({f"GOFR_DIG_{name}": value for name, value in variables.items()}, str(storage), None)
+    named = {f"GOFR_DIG_{name}": value for name, value in variables.items()}
+    return read_settings({"TMPDIR": os.environ["TMPDIR"], **named}, str(storage), None)
 
 
 def keys(found: list[dict[str, Any]]) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from storage_manager.clock import Clock
-from storage_manager.config import Settings
-from storage_manager.housekeeper import Load
+from storage_manager.config import Load, Settings
 from storage_manager.logs import EventLog
 from storage_manager.output import Output
 

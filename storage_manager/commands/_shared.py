@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage_manager import report
 from storage_manager.clock import Clock
@@ -13,9 +13,11 @@ from storage_manager.entry import utc_text
 from storage_manager.logs import EventLog
 from storage_manager.model import Outcome, Session
 from storage_manager.output import Output
-from storage_manager.pruner import Job, dry_run, run
 from storage_manager.quantity import parse_number
 from storage_manager.text import printable
+
+if TYPE_CHECKING:
+    from storage_manager.pruner import Job
 
 Value = TypeVar("Value")
 
@@ -50,6 +52,8 @@ def add_lock_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(job: Job, only_plan: bool, clock: Clock, log: EventLog) -> Outcome:
+    from storage_manager.pruner import dry_run, run  # `health` must not wait for it
+
     return (dry_run if only_plan else run)(job, clock, log)
 
 

@@ -12,7 +12,6 @@ from storage_manager.entry import utc_text
 from storage_manager.errors import EXIT_OK
 from storage_manager.model import Session
 from storage_manager.output import json_text
-from storage_manager.survey import take_snapshot
 from storage_manager.text import printable
 
 NAME = "list"
@@ -28,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
+    from storage_manager.survey import take_snapshot  # `health` must not wait for it
+
     storage_dir = context.settings.storage_dir
     snapshot, _ = take_snapshot(storage_dir, context.clock, context.log)
     snapshot = snapshot.scoped(args.group)

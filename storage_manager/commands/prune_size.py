@@ -8,7 +8,6 @@ from storage_manager.commands import Context
 from storage_manager.commands._shared import add_lock_arguments, argument, execute, show
 from storage_manager.errors import UsageError
 from storage_manager.policy import PruneLimits, plan_prune
-from storage_manager.pruner import Job
 from storage_manager.quantity import parse_count, parse_number, parse_size_bytes
 
 NAME = "prune-size"
@@ -36,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
+    from storage_manager.pruner import Job  # `health` must not wait for it
+
     target_bytes = args.max_mb if args.target_mb is None else args.target_mb
     if target_bytes > args.max_mb:
         raise UsageError("--target-mb must not be above --max-mb")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from storage_manager.clock import Clock
 from storage_manager.commands import Context
 from storage_manager.commands._shared import add_lock_arguments, argument, execute, show
 from storage_manager.errors import EXIT_OK, StorageManagerError
 from storage_manager.policy import plan_purge
-from storage_manager.pruner import Job
 from storage_manager.quantity import parse_number
 from storage_manager.text import printable
+
+if TYPE_CHECKING:
+    from storage_manager.pruner import Job
 
 NAME = "purge"
 HELP = "delete the sessions of an age and older"
@@ -34,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
+    from storage_manager.pruner import Job  # `health` must not wait for it
+
     job = Job(
         kind="purge",
         command=NAME,

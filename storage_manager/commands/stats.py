@@ -11,7 +11,6 @@ from storage_manager.entry import utc_text
 from storage_manager.errors import EXIT_OK
 from storage_manager.model import Snapshot
 from storage_manager.output import Output
-from storage_manager.survey import take_snapshot
 from storage_manager.text import printable
 
 NAME = "stats"
@@ -24,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
+    from storage_manager.survey import take_snapshot  # `health` must not wait for it
+
     settings = context.settings
     snapshot, findings = take_snapshot(settings.storage_dir, context.clock, context.log)
     facts = _facts(snapshot.scoped(args.group), settings.storage_dir, args.group, settings.max_storage_bytes)

@@ -1,0 +1,98 @@
+"""`health`: whether the loop does its work, from what it tells of itself. For probes: cheap, no lock, no scan."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from datetime import datetime
+from typing import Optional
+
+from storage_manager import report
+from storage_manager.commands import Context
+from storage_manager.config import Settings
+from storage_manager.errors import EXIT_FAILED, EXIT_OK, describe_errno
+from storage_manager.heartbeat import CYCLE, LARGEST_BYTES, Heartbeat, ago, as_json, decode, verdict
+from storage_manager.process import condition
+from storage_manager.status_file import read_file
+from storage_manager.text import printable
+
+NAME = "health"
+HELP = "whether run-loop does its work: one sentence, exit code 0 or 1"
+# A probe asks twice a minute: what it did is only worth a line when something is wrong, and never one in the log file.
+QUIET = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    settings = context.settings
+    now = context.clock.now()
+    heartbeat, problem = _examine(settings, now)
+    if heartbeat is not None and heartbeat.last_cycle is not None and heartbeat.last_cycle.suggested_dirs:
+        from storage_manager.survey import report_suspect  # imports a good deal that a probe does not need
+
+        report_suspect(heartbeat.storage_dir, heartbeat.last_cycle.suggested_dirs, context.log)
+    if problem is None and heartbeat is not None:
+        sentence, exit_code = f"healthy: {_facts(heartbeat, now)}", EXIT_OK
+    else:
+        sentence, exit_code = f"unhealthy: {problem}", EXIT_FAILED
+        context.log.warning(
+            "storage_manager.health.unhealthy",
+            sentence,
+            storage_dir=settings.storage_dir,
+            heartbeat_file=settings.heartbeat_file,
+        )
+    if args.json:
+        context.out.json(
+            {
+                "healthy": exit_code == EXIT_OK,
+                "sentence": sentence,
+                "heartbeat_file": settings.heartbeat_file,
+                "heartbeat": None if heartbeat is None else as_json(heartbeat),
+            }
+        )
+    else:
+        context.out.line(printable(sentence))
+    return exit_code
+
+
+def _examine(settings: Settings, now: datetime) -> tuple[Optional[Heartbeat], Optional[str]]:
+    """(the heartbeat if there is one, what is wrong)."""
+    path = settings.heartbeat_file
+    try:
+        heartbeat = decode(read_file(path, LARGEST_BYTES))
+    except FileNotFoundError:
+        whose = f"run-loop writes it: does it run, as this user and for {settings.storage_dir}?"
+        return None, f"there is no heartbeat file {path}; {whose}"
+    except OSError as error:
+        return None, f"cannot read the heartbeat file {path}: {describe_errno(error)}"
+    except ValueError as error:
+        return None, f"the heartbeat file {path} cannot be used: {error}"
+    storage_dir = printable(os.path.abspath(settings.storage_dir))
+    if heartbeat.storage_dir != storage_dir:
+        return heartbeat, f"the heartbeat file {path} is of a loop on {heartbeat.storage_dir}, not on {storage_dir}"
+    return heartbeat, verdict(heartbeat, now, condition(heartbeat.process))
+
+
+def _facts(heartbeat: Heartbeat, now: datetime) -> str:
+    """A healthy loop in one line."""
+    facts = []
+    last = heartbeat.last_cycle
+    if last is not None:
+        facts.append(f"last cycle {ago(last.ended_at, now)} ago")
+        if last.exit_code != EXIT_OK:
+            facts[-1] += f" with exit code {last.exit_code} ({last.sentence})"
+        if last.usage_bytes is not None and last.session_count is not None:
+            held = f"{report.size(last.usage_bytes)} of {report.size(last.limit_bytes)}"
+            facts.append(f"{held} in {report.counted(last.session_count, 'session')}")
+        if last.suggested_dirs:
+            facts.append(f"did you mean --storage-dir {last.suggested_dirs[0]}?")
+    if heartbeat.state == CYCLE and heartbeat.cycle_started_at is not None:
+        facts.append(f"in a cycle for {ago(heartbeat.cycle_started_at, now)}")
+    elif heartbeat.next_wake_up is not None:
+        facts.append(f"next in {ago(now, heartbeat.next_wake_up)}")
+    if heartbeat.dry_run:
+        facts.append("dry run: nothing is deleted")
+    return ", ".join(facts)
