@@ -233,11 +233,20 @@ def test_a_service_runs_a_command_that_exists_with_settings_that_are_understood(
     assert unit_values(unit, "RequiresMountsFor") == [settings.storage_dir]
 
 
-def test_the_heartbeat_of_the_service_is_where_others_can_see_it() -> None:
+@pytest.mark.parametrize(
+    ("name", "setting", "parent"),
+    [("storage_manager", "RuntimeDirectory", "/run"), ("storage_manager-once", "StateDirectory", "/var/lib")],
+)
+def test_the_heartbeat_is_where_others_can_see_it(name: str, setting: str, parent: str) -> None:
+    unit = DEPLOY / "systemd" / f"{name}.service"
+    [directory] = unit_values(unit, setting)
+    assert f"GOFR_DIG_HOUSEKEEPER_HEARTBEAT_FILE={parent}/{directory}/heartbeat" in unit_values(unit, "Environment")
+
+
+def test_the_loop_tells_systemd_about_itself() -> None:
     unit = DEPLOY / "systemd" / "storage_manager.service"
-    [directory] = unit_values(unit, "RuntimeDirectory")
-    assert f"GOFR_DIG_HOUSEKEEPER_HEARTBEAT_FILE=/run/{directory}/heartbeat" in unit_values(unit, "Environment")
     assert unit_values(unit, "Type") == ["notify"] and unit_values(unit, "NotifyAccess") == ["main"]
+    assert 60 <= int(unit_values(unit, "WatchdogSec")[0])
 
 
 def test_both_services_are_confined_alike() -> None:
