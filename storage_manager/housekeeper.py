@@ -11,13 +11,14 @@ from typing import Optional
 from storage_manager import report
 from storage_manager.clock import Clock
 from storage_manager.config import Load, Settings, report_fallbacks
+from storage_manager.ending import Ending
 from storage_manager.entry import utc_text
 from storage_manager.errors import EXIT_FAILED, EXIT_OK, Interrupted, StorageManagerError, StoreMissing
 from storage_manager.logs import EventLog
 from storage_manager.policy import PruneLimits, plan_prune
 from storage_manager.pruner import Job, Progress, dry_run, run
 from storage_manager.schedule import sleep_secs, wake_up_at
-from storage_manager.status import Ending, LoopStatus
+from storage_manager.status import LoopStatus
 
 
 def run_loop(
@@ -42,7 +43,7 @@ def run_loop(
             environment=settings.environment,
             dry_run=only_plan,
         )
-        report_fallbacks(status.started(), log)
+        status.started()
         clock.listener = status.progress
         try:
             return _turns(load, clock, log, status, once, only_plan, max_failures)
@@ -65,8 +66,7 @@ def _turns(
         clock.wake_requested = False
         log.begin_run()
         settings, fallbacks = load()
-        report_fallbacks(fallbacks, log)
-        status.cycle_started(settings)
+        report_fallbacks(fallbacks + status.cycle_started(settings), log)
         progress = Progress()
         ending = _cycle(settings, clock, log, only_plan, progress)
         status.cycle_ended(settings, ending, progress, max(0.0, clock.monotonic() - started))
@@ -140,11 +140,11 @@ def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, pro
 def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None:
     if clock.stopping:
         return
+    status.sleeping(secs)
     next_wake_up = utc_text(wake_up_at(clock.now(), secs).replace(microsecond=0))
     log.info(
         "housekeeper.sleep", f"sleeping until {next_wake_up}", sleep_seconds=round(secs, 1), next_wake_up=next_wake_up
     )
-    status.sleeping(secs)
     # Counted, not measured against a deadline: a clock that goes back must not prolong the sleep without end.
     left, before = secs, clock.monotonic()
     while left > 0 and not clock.stopping and not clock.wake_requested:

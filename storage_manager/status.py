@@ -9,35 +9,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timezone
-from typing import NamedTuple, Optional, TypeVar
+from datetime import timezone
+from typing import Optional, TypeVar
 
-from storage_manager import __version__, report
+from storage_manager import __version__
 from storage_manager.clock import Clock
 from storage_manager.config import Fallback, Settings
+from storage_manager.ending import Ending, result, sighting, summary
+from storage_manager.entry import is_blob_name
 from storage_manager.errors import EXIT_OK, describe_errno, errno_name
-from storage_manager.heartbeat import (
-    CYCLE,
-    ENDED,
-    LARGEST_BYTES,
-    SLEEPING,
-    STARTING,
-    CycleResult,
-    Heartbeat,
-    decode,
-    encode,
-    trouble,
-    verdict,
-)
+from storage_manager.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, trouble, verdict
+from storage_manager.heartbeat_json import LARGEST_BYTES, decode, encode
+from storage_manager.lock import LOCK_NAME
 from storage_manager.logs import EventLog
 from storage_manager.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
-from storage_manager.metrics import Metrics, Sighting, earlier_values
-from storage_manager.model import DANGLING
+from storage_manager.metrics import Metrics, earlier_values
 from storage_manager.notify import READY, STOPPING, WATCHDOG, notify, status
 from storage_manager.process import ALIVE, condition, this_process
 from storage_manager.pruner import Progress
 from storage_manager.schedule import SHORTEST_SLEEP_SECS, wake_up_at
 from storage_manager.status_file import lies_in, read_file, replace_file
+from storage_manager.store import METADATA_NAME
 from storage_manager.text import printable
 
 # A cycle that makes progress says so this often: far below the silence that counts as hanging, far above what
@@ -48,15 +40,6 @@ REFRESH_SECS = 5.0
 WATCHDOG_FRACTION = 4
 
 Content = TypeVar("Content")
-
-
-class Ending(NamedTuple):
-    """How a cycle ended."""
-
-    exit_code: int
-    sentence: str
-    interrupted: bool = False
-    """A signal cut it short: neither a success nor a failure."""
 
 
 class LoopStatus:
@@ -71,6 +54,8 @@ class LoopStatus:
         self._log = log
         self._problems: dict[str, str] = {}
         """file -> what was wrong with it the last time."""
+        self._is_silent = False
+        """True for a cycle run by hand beside a loop, which is the one to tell."""
         self._heartbeat_file: Optional[str] = None
         self._metrics_file: Optional[str] = None
         self._written_at = self._pinged_at = clock.monotonic()
@@ -86,7 +71,7 @@ class LoopStatus:
             dry_run=only_plan,
             max_failures=max_failures,
             started_at=now,
-            state=STARTING,
+            state=CYCLE,
             alive_at=now,
             cycle_started_at=None,
             next_wake_up=None,
@@ -108,31 +93,24 @@ class LoopStatus:
 
     # The steps of the loop
 
-    def started(self) -> list[Fallback]:
-        """The loop is about to run its first cycle. What of its settings cannot be used."""
-        settings, refused = self._settings, []
-        self._heartbeat_file = settings.heartbeat_file
-        if lies_in(settings.heartbeat_file, settings.storage_dir):
-            self._heartbeat_file = None
-            refused.append(_refusal(settings, "HOUSEKEEPER_HEARTBEAT_FILE", settings.heartbeat_file, "no heartbeat"))
-        self._metrics_file = settings.metrics_file
-        if settings.metrics_file is not None and lies_in(settings.metrics_file, settings.storage_dir):
-            self._metrics_file = None
-            refused.append(_refusal(settings, "METRICS_FILE", settings.metrics_file, "no metrics"))
+    def started(self) -> None:
+        """The loop is about to run its first cycle."""
+        self._choose_files(self._settings)
         if self._heartbeat.once:
             self._go_on()
         self._load_metrics()
-        self._beat()
         self._tell(READY, status("started"))
-        return refused
 
-    def cycle_started(self, settings: Settings) -> None:
+    def cycle_started(self, settings: Settings) -> list[Fallback]:
+        """A cycle begins. Returns what of the settings cannot be used."""
+        refused = self._choose_files(settings)
         now = self._clock.now()
         self._heartbeat = self._heartbeat._replace(
             state=CYCLE, alive_at=now, cycle_started_at=now, next_wake_up=None, interval_secs=settings.interval_secs
         )
         self._beat()
         self._feed_watchdog()
+        return refused
 
     def progress(self) -> None:
         """A step of a cycle, or of a sleep. Cheap enough to be called for each of many."""
@@ -144,7 +122,7 @@ class LoopStatus:
     def cycle_ended(self, settings: Settings, ending: Ending, progress: Progress, duration_secs: float) -> None:
         """Metrics are written; the heartbeat follows with the next step, which every cycle has."""
         now = self._clock.now()
-        seen = _sighting(progress)
+        seen = sighting(progress)
         if not self._heartbeat.dry_run:
             self._metrics.add_deleted(progress.deleted_count, progress.freed_bytes)
         self._metrics.configure(settings.max_storage_bytes, settings.interval_secs)
@@ -154,14 +132,14 @@ class LoopStatus:
             self._metrics.end_cycle(ending.exit_code, now.replace(tzinfo=timezone.utc).timestamp(), duration_secs)
             succeeded = ending.exit_code == EXIT_OK
             self._heartbeat = self._heartbeat._replace(
-                last_cycle=_result(settings, ending, progress, seen, now, duration_secs),
+                last_cycle=result(settings, ending, progress, seen, now, duration_secs),
                 last_success_at=now if succeeded else self._heartbeat.last_success_at,
                 failures=0 if succeeded else self._heartbeat.failures + 1,
             )
         path = self._metrics_file
         if path is not None:
             self._attempt("replace", path, lambda: replace_file(path, self._metrics.render()))
-        self._tell(status(_summary(settings, ending, seen)))
+        self._tell(status(summary(settings, ending, seen)))
 
     def sleeping(self, secs: float) -> None:
         now = self._clock.now()
@@ -194,7 +172,8 @@ class LoopStatus:
     def _is_healthy(self) -> bool:
         """The verdict of `health`, but for a loop that is too young to have succeeded."""
         asks = trouble if self._heartbeat.last_success_at is None else verdict
-        # Counted from the last write by the monotonic clock: a wall clock that is set must not get the loop killed.
+        # Counted from the last write by the monotonic clock: a wall clock that is set while the loop sleeps must not
+        # get it killed.
         now = wake_up_at(self._heartbeat.alive_at, self._elapsed(self._written_at))
         return asks(self._heartbeat, now, ALIVE) is None
 
@@ -209,6 +188,20 @@ class LoopStatus:
 
     # Files
 
+    def _choose_files(self, settings: Settings) -> list[Fallback]:
+        """The files named by the first settings, but none that could be a part of the store, or of another one."""
+        first, refused = self._settings, []
+        self._heartbeat_file, self._metrics_file = first.heartbeat_file, first.metrics_file
+        if _is_of_a_store(first.heartbeat_file, settings.storage_dir):
+            self._heartbeat_file = None
+            refused.append(_refusal(first.prefix, "HOUSEKEEPER_HEARTBEAT_FILE", first.heartbeat_file, "no heartbeat"))
+        if first.metrics_file is not None and _is_of_a_store(first.metrics_file, settings.storage_dir):
+            self._metrics_file = None
+            refused.append(_refusal(first.prefix, "METRICS_FILE", first.metrics_file, "no metrics"))
+        if self._is_silent:
+            self._heartbeat_file = self._metrics_file = None
+        return refused
+
     def _go_on(self) -> None:
         """A timer's cycle goes on where the one before it ended; one run by hand beside a loop tells nothing."""
         path = self._heartbeat_file
@@ -220,7 +213,8 @@ class LoopStatus:
                 last_cycle=before.last_cycle, last_success_at=before.last_success_at, failures=before.failures
             )
         elif before.state != ENDED and condition(before.process) == ALIVE:
-            self._heartbeat_file = self._metrics_file = None
+            self._is_silent = True
+            self._choose_files(self._settings)
 
     def _load_metrics(self) -> None:
         """Counters go on where the file leaves them."""
@@ -262,9 +256,16 @@ class LoopStatus:
             )
 
 
-def _refusal(settings: Settings, name: str, path: str, instead: str) -> Fallback:
-    reason = "it lies in the storage directory, where it might be taken for a part of the store"
-    return Fallback(f"{settings.prefix}_{name}", printable(path, 200), instead, reason)
+def _is_of_a_store(path: str, storage_dir: str) -> bool:
+    """A slip in a setting must not cost a session of this store, or anybody's metadata.json."""
+    name = os.path.basename(path)
+    is_store_name = METADATA_NAME in name or name == LOCK_NAME or is_blob_name(name) is not None
+    return is_store_name or lies_in(path, storage_dir)
+
+
+def _refusal(prefix: str, name: str, path: str, instead: str) -> Fallback:
+    reason = "in the storage directory, or under that name, it might be taken for a part of a store"
+    return Fallback(f"{prefix}_{name}", printable(path, 80), instead, reason)
 
 
 def _absolute(path: str) -> str:
@@ -272,51 +273,3 @@ def _absolute(path: str) -> str:
         return os.path.abspath(path)
     except OSError:  # the current directory is gone
         return path
-
-
-def _sighting(progress: Progress) -> Optional[Sighting]:
-    """The store as the cycle left it: what it found, less what it removed."""
-    findings = progress.findings
-    if findings is None:
-        return None
-    totals = dict(findings.anomaly_totals)
-    count, size_bytes = totals.get(DANGLING, (0, 0))
-    totals[DANGLING] = (max(0, count - progress.swept_count), size_bytes)
-    return Sighting(
-        usage_bytes=max(0, findings.usage_bytes - progress.gone_bytes),
-        session_count=max(0, findings.session_count - progress.gone_count),
-        anomaly_totals=totals,
-        misplaced=bool(findings.suggested_dirs),
-    )
-
-
-def _result(
-    settings: Settings,
-    ending: Ending,
-    progress: Progress,
-    seen: Optional[Sighting],
-    ended_at: datetime,
-    duration_secs: float,
-) -> CycleResult:
-    findings = progress.findings
-    totals = {} if seen is None else seen.anomaly_totals
-    return CycleResult(
-        ended_at=ended_at,
-        exit_code=ending.exit_code,
-        sentence=printable(ending.sentence, 1000),
-        duration_secs=round(duration_secs, 3),
-        usage_bytes=None if seen is None else seen.usage_bytes,
-        limit_bytes=settings.max_storage_bytes,
-        session_count=None if seen is None else seen.session_count,
-        deleted_count=progress.deleted_count,
-        freed_bytes=progress.freed_bytes,
-        anomalies={kind: count for kind, (count, _) in totals.items() if count},
-        suggested_dirs=() if findings is None else tuple(printable(path, 4096) for path in findings.suggested_dirs),
-    )
-
-
-def _summary(settings: Settings, ending: Ending, seen: Optional[Sighting]) -> str:
-    if seen is None or ending.exit_code != EXIT_OK:
-        return f"the cycle ended with exit code {ending.exit_code}: {ending.sentence}"
-    held = f"{report.size(seen.usage_bytes)} of {report.size(settings.max_storage_bytes)}"
-    return f"{held} in {report.counted(seen.session_count, 'session')}; {ending.sentence}"

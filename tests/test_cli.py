@@ -196,7 +196,7 @@ def test_help_that_cannot_be_written_ends_with_a_code_of_the_contract() -> None:
 # Global options
 
 
-@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("name", [words[0] for words in ONE_SHOTS])
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 def test_global_options_are_taken_before_and_after_the_subcommand(storage: Path, name: str, before: bool) -> None:
     make_store(storage, 1)

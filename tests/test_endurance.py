@@ -499,6 +499,7 @@ def what_is_wrong(record: Record, events: list[dict[str, Any]], is_last: bool, w
     keys = [item["event"] for item in events]
     fallbacks = [item for item in events if item["event"] == "housekeeper.invalid_env"]
     environment = record.environment
+    fallbacks = [item for item in fallbacks if not item["variable"].endswith(("_HEARTBEAT_FILE", "_METRICS_FILE"))]
     if sorted((item["variable"], item["default"]) for item in fallbacks) != sorted(environment.unusable.items()):
         yield f"unusable are {sorted(environment.unusable)}, reported {[item['variable'][:99] for item in fallbacks]}"
     if any(len(item["value"]) > 80 or "\x1b" in item["value"] for item in fallbacks):
@@ -597,11 +598,24 @@ def random_log_file(rng: random.Random, directory: Path) -> tuple[str, bool]:
     return (rng.choice(usable), True) if rng.random() < 0.5 else (rng.choice(others), False)
 
 
+def told_where(rng: random.Random, world: World, directory: Path, traps: list[str]) -> dict[str, str]:
+    """Where the loop shall tell how it does: usable, or not, or right into the store."""
+    usable, in_store = str(directory / "status"), str(world.storage / "metadata.json")
+    names = [usable, usable, in_store, *(name for name in traps if name.startswith("/"))]
+    heartbeat, metrics = rng.choice(names), rng.choice(names)
+    return {
+        "HOUSEKEEPER_HEARTBEAT_FILE": heartbeat if heartbeat != metrics else str(directory / "heartbeat"),
+        "METRICS_FILE": metrics,
+    }
+
+
 CYCLES = 100
 
 
 def run_case(seed: int, world: World, log_file: str, traps: list[str]) -> Driver:
     clock, rng = world.clock, world.rng
+    directory = world.storage.parent
+    told = told_where(rng, world, directory, make_traps(directory / "told"))
 
     def next_cycle() -> tuple[str, Environment]:
         clock.change()
@@ -609,6 +623,8 @@ def run_case(seed: int, world: World, log_file: str, traps: list[str]) -> Driver
             world.save(rng.choice([0, 1, 500, 500, 1000, 1499]))
         environment = random_environment(rng, world.storage, traps)
         environment.variables[f"{environment.prefix}_LOG_FILE"] = log_file
+        environment.variables.update({f"{environment.prefix}_{name}": value for name, value in told.items()})
+        environment.variables["NOTIFY_SOCKET"] = str(directory / "nobody")
         is_last = len(driver.records) == CYCLES - 1
         return STOPPED if is_last and rng.random() < 0.7 else rng.choice(list(WEATHERS)), environment
 
@@ -664,7 +680,7 @@ def test_a_monotonic_clock_that_goes_back_does_not_prolong_the_sleep(storage: Pa
                 self.stop_signal = int(signal.SIGTERM)
 
     clock = Back()
-    variables = {"GOFR_DIG_HOUSEKEEPING_INTERVAL_MINS": "10"}
+    variables = {"GOFR_DIG_HOUSEKEEPING_INTERVAL_MINS": "10", "TMPDIR": os.environ["TMPDIR"]}
     log = logs.EventLog(logs.build_logger(None, True, 10))
     assert run_loop(lambda: read_settings(variables, str(storage), None), clock, log, False, False) == 0
     assert max(clock.slept_secs) <= 600
@@ -679,6 +695,9 @@ def plain_environment(storage: Path, log_file: Path) -> Environment:
         "GOFR_DIG_MAX_STORAGE_MB": "2000B",
         "GOFR_DIG_LOG_FILE": str(log_file),
         "GOFR_DIG_HOUSEKEEPING_INTERVAL_MINS": "often",
+        "GOFR_DIG_HOUSEKEEPER_HEARTBEAT_FILE": str(log_file.with_name("heartbeat")),
+        "GOFR_DIG_METRICS_FILE": str(log_file.with_name("metrics.prom")),
+        "NOTIFY_SOCKET": str(storage.parent / "notify"),
     }
     values = {"HOUSEKEEPING_INTERVAL_MINS": 60, "MAX_STORAGE_MB": 2000, "HOUSEKEEPER_LOCK_STALE_SECONDS": 3600}
     return Environment(variables, {"GOFR_DIG_HOUSEKEEPING_INTERVAL_MINS": "60"}, values, "GOFR_DIG", True)
@@ -726,7 +745,8 @@ def test_memory_and_descriptors_stay_flat(
         assert drive(driver, clock) == 0
     finally:
         tracemalloc.stop()
-    assert 2 <= len(os.listdir(log_dir)) <= 1 + logs.LOG_FILE_BACKUPS
+    assert {"heartbeat", "metrics.prom"} < set(os.listdir(log_dir))
+    assert 4 <= len(os.listdir(log_dir)) <= 3 + logs.LOG_FILE_BACKUPS
     assert all(path.stat().st_size <= logs.LOG_FILE_BYTES for path in log_dir.iterdir())
     memory, descriptors = zip(*seen[2:])
     assert len(set(descriptors)) == 1
@@ -739,7 +759,13 @@ def test_a_real_loop_stays_flat_while_its_store_comes_and_goes(in_memory: Path) 
     storage, aside = in_memory / "storage", in_memory / "aside"
     make_store(storage, 6, size=1000)
     client = Client(storage)
-    variables = {"GOFR_DIG_HOUSEKEEPING_INTERVAL_MINS": "0.0001", "GOFR_DIG_MAX_STORAGE_MB": "4000B"}
+    variables = {
+        "GOFR_DIG_HOUSEKEEPING_INTERVAL_MINS": "0.0001",
+        "GOFR_DIG_MAX_STORAGE_MB": "4000B",
+        "GOFR_DIG_METRICS_FILE": str(in_memory / "metrics.prom"),
+        "NOTIFY_SOCKET": str(in_memory / "nobody"),
+        "WATCHDOG_USEC": "1000000",
+    }
     arguments = command("run-loop", "--storage-dir", storage)
     process = subprocess.Popen(
         arguments, env=clean_environment(variables), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

@@ -53,6 +53,13 @@ class Running:
     def send(self, signum: signal.Signals) -> None:
         self.process.send_signal(signum)
 
+    def wake_up_until(self, key: str, count: int = 1) -> None:
+        """Have a sleeping loop run cycles until an event has come `count` times more, and it sleeps again."""
+        enough = self.count(key) + count
+        while self.count(key) < enough:
+            self.send(signal.SIGUSR1)
+            self.wait_for("housekeeper.sleep")
+
     def end(self) -> int:
         """Read to the end; the exit code."""
         assert self.process.stderr is not None

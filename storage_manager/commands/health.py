@@ -11,7 +11,8 @@ from storage_manager import report
 from storage_manager.commands import Context
 from storage_manager.config import Settings
 from storage_manager.errors import EXIT_FAILED, EXIT_OK, describe_errno
-from storage_manager.heartbeat import CYCLE, LARGEST_BYTES, Heartbeat, ago, as_json, decode, verdict
+from storage_manager.heartbeat import CYCLE, Heartbeat, ago, verdict
+from storage_manager.heartbeat_json import LARGEST_BYTES, as_json, decode
 from storage_manager.process import condition
 from storage_manager.status_file import read_file
 from storage_manager.text import printable
