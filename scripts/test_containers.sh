@@ -13,10 +13,12 @@ skip() {
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 engine_pid=
+made=
 work=$(mktemp -d -t storage_manager.XXXXXX)
 
 clean_up() {
   trap - EXIT
+  if [[ $made ]]; then docker image rm -f "$made" >/dev/null 2>&1 || true; fi
   if [[ $engine_pid ]]; then
     kill "$engine_pid" 2>/dev/null || true
     wait "$engine_pid" 2>/dev/null || true
@@ -79,8 +81,9 @@ if [[ -z $base ]]; then
   codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
   archive=${XDG_CACHE_HOME:-$HOME/.cache}/storage_manager/base-$codename-$(uname -m).tar.gz
   [[ -s $archive ]] || make_root "$archive"
-  base=storage_manager-test-base
+  base=storage_manager-test-base-$$
   docker import "$archive" "$base" >/dev/null || skip "the engine takes no image"
+  made=$base
 fi
 docker run --rm --network none "$base" python3 -c '' >"$work/run.log" 2>&1 ||
   skip "the engine runs no container of $base: $(tail -n 1 "$work/run.log")"

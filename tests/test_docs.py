@@ -129,6 +129,14 @@ def test_a_command_of_readme_exists(command: str) -> None:
             assert (ROOT / word).is_file(), word
 
 
+def test_every_shell_script_is_linted() -> None:
+    [line] = re.findall(r'^"\$shellcheck" -x (.+)$', (ROOT / "scripts" / "lint.sh").read_text(), re.MULTILINE)
+    linted = {path for pattern in line.split() for path in ROOT.glob(pattern)}
+    files = [path for directory in (".ci", "scripts", "docs", "tests") for path in (ROOT / directory).rglob("*")]
+    scripts = {path for path in files if path.is_file() and re.match(rb"#!.*sh\b", path.read_bytes())}
+    assert scripts and scripts <= linted
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_relative_links_resolve(document: Path) -> None:
     for target in LINK.findall(FENCE.sub("", document.read_text())):
