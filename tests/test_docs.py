@@ -62,6 +62,10 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def linked_from(document: Path) -> set[Path]:
+    return {(document.parent / target.partition("#")[0]).resolve() for target in LINK.findall(document.read_text())}
+
+
 def test_exit_codes_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| (\d+) \| (.+) \|$", section(OPERATIONS, "Exit codes"), re.MULTILINE)
     assert {int(code): meaning for code, meaning in rows} == EXIT_CODES
@@ -114,6 +118,8 @@ def test_a_command_of_readme_exists(command: str) -> None:
         del words[0]
     if words[0] == "storage_manager" or words[:2] == ["python3", "storage_manager.pyz"]:
         build_parser().parse_args(words[1 if words[0] == "storage_manager" else 2 :])
+    elif words[:2] == ["docker", "build"]:
+        assert words[-1] == "."  # COPY begins at the top level
     elif words[0].startswith("./"):
         assert os.access(ROOT / words[0], os.X_OK)
     elif words[0] == "python3":
@@ -121,6 +127,14 @@ def test_a_command_of_readme_exists(command: str) -> None:
     for word in words[1:]:
         if word.startswith(("scripts/", "docs/")):
             assert (ROOT / word).is_file(), word
+
+
+def test_every_shell_script_is_linted() -> None:
+    [line] = re.findall(r'^"\$shellcheck" -x (.+)$', (ROOT / "scripts" / "lint.sh").read_text(), re.MULTILINE)
+    linted = {path for pattern in line.split() for path in ROOT.glob(pattern)}
+    files = [path for directory in (".ci", "scripts", "docs", "tests") for path in (ROOT / directory).rglob("*")]
+    scripts = {path for path in files if path.is_file() and re.match(rb"#!.*sh\b", path.read_bytes())}
+    assert scripts and scripts <= linted
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -136,9 +150,10 @@ def test_relative_links_resolve(document: Path) -> None:
 
 
 def test_every_document_is_reachable_from_the_index() -> None:
-    index = ROOT / "docs" / "index.md"
-    linked = {(index.parent / target.partition("#")[0]).resolve() for target in LINK.findall(index.read_text())}
-    assert {path for path in (*DOCUMENTS, *DEPLOYMENTS) if path != index} <= linked
+    """The files to deploy also by way of their own page."""
+    index, deploy = ROOT / "docs" / "index.md", ROOT / "docs" / "deploy.md"
+    assert {path for path in DOCUMENTS if path != index} <= linked_from(index)
+    assert set(DEPLOYMENTS) <= linked_from(index) | linked_from(deploy)
 
 
 def test_the_seq_queries_ask_for_events_and_fields_that_exist() -> None:
