@@ -148,6 +148,14 @@ class Committer:
             changed = {document.keys[index] for index in document.fresh} if known else set()
             return done, document.fingerprint(without=changed.union(edit.drop) if done else changed)
 
+    def add(self, entries: Document) -> bool:
+        """Add those entries that metadata.json lacks and whose blob is there. Whether they are there to stay.
+
+        A client that read before it and writes after it may undo it; then the blobs are orphans once more. Raises
+        like commit().
+        """
+        return self._put_back(entries, None, None)
+
     def recover(self) -> None:
         """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""
         if remove_leftover(self._store):
@@ -323,7 +331,7 @@ class Committer:
         with reading, failing_as("examine", self._store.file(name)):
             return document if reading.status.st_mtime_ns < os.fstat(fd).st_mtime_ns else None
 
-    def _put_back(self, late: Document, base: Optional[Document], what: str) -> bool:
+    def _put_back(self, late: Document, base: Optional[Document], what: Optional[str]) -> bool:
         """Merge a document that a writer left in a replaced file. Whether the result is there to stay.
 
         Putting back is not like removing: a client that read before it and writes after it undoes it. So the
@@ -342,7 +350,7 @@ class Committer:
             added = self._merge(late, base)
             total += added
             quiet = Patience(self._clock, WATCH_SECS, 0.0)
-        if total:
+        if total and what is not None:
             self._log.info(
                 "storage_manager.recovered",
                 f"what a client wrote during a commit was merged ({total} times an entry put back)",

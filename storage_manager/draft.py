@@ -76,6 +76,20 @@ class Draft:
             os.rename(TMP_NAME, METADATA_NAME, src_dir_fd=self._store.dir_fd, dst_dir_fd=self._store.dir_fd)
         self._close()
 
+    def publish_new(self) -> None:
+        """Take the name metadata.json if nothing has it yet; otherwise nothing happens. Raises StoreError."""
+        with failing_as("create", self._store.file(METADATA_NAME)), suppress(FileExistsError):
+            # Not a rename: that would replace what a client has created meanwhile.
+            os.link(
+                TMP_NAME,
+                METADATA_NAME,
+                src_dir_fd=self._store.dir_fd,
+                dst_dir_fd=self._store.dir_fd,
+                follow_symlinks=False,
+            )
+            os.fsync(self._store.dir_fd)
+        self.discard()
+
     def discard(self) -> None:
         """Remove the file, as far as that is possible; a leftover is removed by the next run."""
         if self._fd >= 0:

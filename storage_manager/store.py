@@ -18,6 +18,8 @@ from storage_manager.errors import StoreError, StoreMissing, describe_errno, fai
 from storage_manager.model import CORRUPT, IN_FLIGHT, NOT_A_FILE, ORPHAN, UNREADABLE, Anomaly, Session, Snapshot
 
 METADATA_NAME = "metadata.json"
+# The names of all files that a commit makes beside metadata.json begin like this.
+COMMIT_PREFIX = ".metadata.json."
 ASIDE_PREFIX = ".metadata.json.torn-"
 
 # A blob without an entry may be a save under way; the client writes the entry within seconds of the blob, so
@@ -156,8 +158,9 @@ class Inventory:
         dangling = [session._replace(size_bytes=0) for guid, session in self._missing.items() if guid not in accounted]
         self._sessions.sort()
         dangling.sort()
-        torn = sorted(name for name in self._sizes if name.startswith(ASIDE_PREFIX))
-        return Snapshot(self._sessions, dangling, anomalies, torn)
+        leftovers = {name: size for name, size in self._sizes.items() if name.startswith(COMMIT_PREFIX)}
+        torn = sorted(name for name in leftovers if name.startswith(ASIDE_PREFIX))
+        return Snapshot(self._sessions, dangling, anomalies, torn, leftovers)
 
     def _settle_repeats(self) -> None:
         """As in every JSON reader, the last of several members with one key counts.
@@ -188,10 +191,11 @@ class Inventory:
             return
         except OSError as error:
             raise StoreError("examine", self._store.file(name), error) from error
-        if now - from_timestamp(status.st_mtime) < IN_FLIGHT_AGE:
-            yield Anomaly(IN_FLIGHT, name, status.st_size, "no entry yet, younger than 10 minutes")
+        modified_at = from_timestamp(status.st_mtime)
+        if now - modified_at < IN_FLIGHT_AGE:
+            yield Anomaly(IN_FLIGHT, name, status.st_size, "no entry yet, younger than 10 minutes", modified_at)
         else:
-            yield Anomaly(ORPHAN, name, status.st_size, "no entry")
+            yield Anomaly(ORPHAN, name, status.st_size, "no entry", modified_at)
 
 
 def stores_below(path: str) -> list[str]:
