@@ -128,8 +128,8 @@ class Committer:
             known = fingerprint
             if patience.exhausted():
                 raise CommitContended(
-                    f"{self._store.file(METADATA_NAME)} changed during every attempt to commit. The blobs are deleted "
-                    f"and their entries stay until the next prune removes them; no session was lost"
+                    f"{self._store.file(METADATA_NAME)} changed during every attempt to commit. Entries of blobs that "
+                    f"were deleted stay until the next prune removes them, and none was added; no session was lost"
                 )
 
     def _attempt(self, editor: Editor, known: Optional[Fingerprint]) -> tuple[bool, Optional[Fingerprint]]:
@@ -151,10 +151,28 @@ class Committer:
     def add(self, entries: Document) -> bool:
         """Add those entries that metadata.json lacks and whose blob is there. Whether they are there to stay.
 
-        A client that read before it and writes after it may undo it; then the blobs are orphans once more. Raises
-        like commit().
+        Not if a client at full speed, one that read before it and writes after it, undoes it time and again: then the
+        blobs are without entries as before. Raises like commit(), and Interrupted.
         """
-        return self._put_back(entries, None, None)
+        patience = Patience(self._clock, PUT_BACK_PATIENCE_SECS, 0.0)
+        while not self._put_back(entries, None, None):
+            if patience.exhausted():
+                return False
+            self._await_rewrite()
+        return True
+
+    def create(self, like: os.stat_result) -> None:
+        """Make an empty metadata.json with the owner, group and mode of `like`, unless there is one by now.
+
+        Raises NotWritable, StoreError.
+        """
+        self.close()
+        draft = Draft(self._store, like, None)
+        try:
+            draft.write([b"{}"])
+            draft.publish_new()
+        finally:
+            draft.discard()
 
     def recover(self) -> None:
         """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""

@@ -77,17 +77,20 @@ class Draft:
         self._close()
 
     def publish_new(self) -> None:
-        """Take the name metadata.json if nothing has it yet; otherwise nothing happens. Raises StoreError."""
-        with failing_as("create", self._store.file(METADATA_NAME)), suppress(FileExistsError):
+        """Take the name metadata.json if nothing has it yet; otherwise nothing happens.
+
+        The name is not on the disk before the directory is synced, as it is by the next commit. Raises StoreError;
+        also where the file system has no hard links.
+        """
+        directory = self._store.dir_fd
+        try:
             # Not a rename: that would replace what a client has created meanwhile.
-            os.link(
-                TMP_NAME,
-                METADATA_NAME,
-                src_dir_fd=self._store.dir_fd,
-                dst_dir_fd=self._store.dir_fd,
-                follow_symlinks=False,
-            )
-            os.fsync(self._store.dir_fd)
+            os.link(TMP_NAME, METADATA_NAME, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            remedy = "let the service create it first, as it does when it starts"
+            raise StoreError("create", self._store.file(METADATA_NAME), error, remedy) from error
         self.discard()
 
     def discard(self) -> None:

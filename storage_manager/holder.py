@@ -11,13 +11,18 @@ from typing import Any, NamedTuple, Optional
 
 from storage_manager.clock import Clock
 from storage_manager.entry import from_timestamp, parse_time, utc_text
-from storage_manager.errors import failing_as
+from storage_manager.errors import describe_errno, failing_as
 from storage_manager.store import Store
 from storage_manager.text import printable
 
 LOCK_NAME = ".prune_size.lock"
 
 LARGEST_LINE = 4096
+
+# The previous generation creates its file first and writes its line at once. An empty file that is older
+# than this is not one of its locks in the making.
+LINE_WRITTEN_SECS = 1.0
+
 # What the previous generation writes; its lock is the mere existence of the file.
 previous_generation = re.compile(rb"\s*pid=(\d{1,10})\b").match
 
@@ -78,9 +83,9 @@ class LockState(NamedTuple):
     """What somebody who does not take the lock can tell about it."""
 
     is_held: bool
-    """By a process of this host that lives."""
+    """By a process that lives, as far as that can be told from outside."""
     is_leftover: bool
-    """Nobody can be holding it: the next run removes it or takes it over."""
+    """Nobody can be holding it: the next run takes it over."""
     text: str
     size_bytes: int
 
@@ -90,37 +95,51 @@ def lock_state(store: Store, clock: Clock, stale_secs: float) -> Optional[LockSt
     with failing_as("examine", store.file(LOCK_NAME)):
         try:
             status = os.stat(LOCK_NAME, dir_fd=store.dir_fd, follow_symlinks=False)
-            if not stat.S_ISREG(status.st_mode):
-                return LockState(False, False, "it is not a regular file", 0)
-            fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
         except FileNotFoundError:
             return None
-        try:
+    if not stat.S_ISREG(status.st_mode):
+        return LockState(False, False, "it is not a regular file", 0)
+    try:
+        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # another user's; that it is there is worth telling all the same
+        return LockState(False, False, f"it cannot be read: {describe_errno(error)}", status.st_size)
+    try:
+        with failing_as("read", store.file(LOCK_NAME)):
             line = os.pread(fd, LARGEST_LINE, 0).strip()
             age_secs = age_secs_of(fd, clock)
-        finally:
+    finally:
+        with suppress(OSError):  # nothing was written through it
             os.close(fd)
-    is_old = abs(age_secs) > stale_secs  # a time far in the future is as good as none
-    since = f"last touched {age_secs:.0f} s ago"
+    is_held, is_leftover, who = _told_by(line, age_secs, abs(age_secs) > stale_secs, clock)
+    return LockState(is_held, is_leftover, f"{who}, last touched {age_secs:.0f} s ago", status.st_size)
+
+
+def _told_by(line: bytes, age_secs: float, is_old: bool, clock: Clock) -> tuple[bool, bool, str]:
+    """(whether it is held, whether nobody can be holding it, whose it is). A time far in the future is old, too."""
+    if not line:  # its creator is about to write it, or has died before
+        is_new = 0 <= age_secs < LINE_WRITTEN_SECS
+        return is_new, not is_new, "nobody's"
     previous = previous_generation(line)
     if previous is not None:
-        text = f"the previous housekeeper's, process {previous.group(1).decode()}, {since}"
-        return LockState(False, is_old, text, status.st_size)
+        return False, is_old, f"the previous housekeeper's, process {previous.group(1).decode()}"
     holder = parse_holder(line, clock)
     pid, host = holder.get("pid"), holder.get("host")
-    who = f"process {pid} on {host} ({holder.get('command')}), {since}"
-    if not line:  # its creator is about to write it, or has died before
-        return LockState(age_secs < 1.0, age_secs >= 1.0, f"nobody's, {since}", status.st_size)
     if type(pid) is not int:
-        return LockState(False, is_old, f"nobody's that can be read, {since}", status.st_size)
+        return False, is_old, "nobody's that can be read"
+    who = f"process {pid} on {host} ({holder.get('command')})"
     if host != os.uname().nodename:
-        return LockState(not is_old, is_old, f"{who}; whether it lives cannot be seen from here", status.st_size)
-    if _is_alive(pid):
-        return LockState(True, False, who, status.st_size)
-    return LockState(False, True, f"{who}, which is gone", status.st_size)
+        return not is_old, False, f"{who}; whether it lives cannot be seen from here"
+    if not _is_alive(pid):
+        return False, True, f"{who}, which is gone"
+    # The number may be another process's by now: the holder of a lock renews its time.
+    return not is_old, False, f"{who}; it may be stuck, or another process by now" if is_old else who
 
 
 def _is_alive(pid: int) -> bool:
+    if pid <= 0:  # to kill() not one process, but a group
+        return False
     try:
         os.kill(pid, 0)
     except PermissionError:

@@ -19,6 +19,7 @@ from storage_manager.draft import DISK_FULL
 from storage_manager.errors import LockBusy, LockLost, LockUnavailable, StoreError, describe_errno, failing_as
 from storage_manager.holder import (
     LARGEST_LINE,
+    LINE_WRITTEN_SECS,
     LOCK_NAME,
     age_secs_of,
     holder_at_path,
@@ -32,10 +33,6 @@ from storage_manager.store import Store
 
 # How often a waiting prune looks again; flock has no time-out of its own.
 RETRY_SECS = 0.1
-
-# The previous generation creates its file first and writes its line at once. An empty file that is older
-# than this is not one of its locks in the making.
-LINE_WRITTEN_SECS = 1.0
 
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 

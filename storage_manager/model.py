@@ -67,7 +67,7 @@ class Snapshot(NamedTuple):
     torn: Sequence[str] = ()
     """Unfinished metadata of writers that seemed dead, kept aside by earlier runs."""
     leftovers: Mapping[str, int] = {}
-    """name -> bytes of the files beside metadata.json that a commit has made, the torn ones among them."""
+    """name -> bytes of what has the name of a file that commits make beside metadata.json, the torn ones among them."""
 
     def scoped(self, group: Optional[str]) -> Snapshot:
         """The store as a command with `--group` sees it: that group's sessions alone."""
@@ -165,7 +165,7 @@ class Outcome(NamedTuple):
     deleted_count: int
     freed_bytes: int
     failed: frozenset[str]
-    """The guids of the blobs that could not be deleted; their entries stay."""
+    """The names of the blobs that could not be deleted; their entries stay."""
     swept_count: int
     final_bytes: int
     exit_code: int

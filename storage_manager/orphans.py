@@ -6,65 +6,73 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import NamedTuple, Optional
 
 from storage_manager.clock import Clock, Patience
-from storage_manager.document import parse
+from storage_manager.document import Document, parse
 from storage_manager.entry import GUID_LENGTH, from_timestamp, is_format
 from storage_manager.errors import StoreError
 from storage_manager.metadata import READ_PATIENCE_SECS, Reading, is_named, read_stable
-from storage_manager.model import IN_FLIGHT, ORPHAN, Anomaly, Session
+from storage_manager.model import IN_FLIGHT, ORPHAN, UNREADABLE, Anomaly, Session
 from storage_manager.store import METADATA_NAME, Store
-
-# How often to look whether a client has given an orphan its entry after all. Only one that was stopped for as long as
-# the orphan is old could do so; reading a large file again for each deletion would cost more than it is worth.
-RECHECK_SECS = 1.0
 
 
 class OrphanGuard:
-    """Tells, right before the deletion, whether an orphan is one still."""
+    """Tells, right before the deletion, whether an orphan is one still.
+
+    Between the answer and the deletion a client could give it an entry after all: one that was stopped in a save for
+    as long as the orphan is old, and goes on within just these microseconds.
+    """
 
     def __init__(self, store: Store, clock: Clock, reading: Optional[Reading], orphans: Iterable[Session]) -> None:
         """`reading` is what the orphans had no entry in; None where there was no metadata.json."""
         self._store = store
         self._clock = clock
         self._status = reading.status if reading is not None else None
-        self._guids = {orphan.guid for orphan in orphans}
-        self._entries: set[str] = set()
-        self._looked_at = clock.monotonic()
+        self._orphans = {orphan.blob_name: orphan for orphan in orphans}
+        self._guids = {orphan.guid for orphan in self._orphans.values()}
+        self._taken: set[str] = set()
 
     def is_orphan(self, orphan: Session) -> bool:
         """Whether nobody has given it an entry, or written to it. Raises MetadataCorrupt, StoreError."""
-        now = self._clock.monotonic()
-        if now - self._looked_at >= RECHECK_SECS:
-            self._looked_at = now
+        if self._status is None or not is_named(self._store, METADATA_NAME, self._status):
             self._look_again()
-        return orphan.blob_name not in self._entries and self._is_untouched(orphan)
+        return orphan.guid not in self._taken and self._is_untouched(orphan)
 
     def _look_again(self) -> None:
-        if self._status is not None and is_named(self._store, METADATA_NAME, self._status):
-            return
         found = read_stable(self._store, Patience(self._clock, READ_PATIENCE_SECS, 0.0), parse)
-        self._status, self._entries = None, set()
         if found is None:
+            self._status, self._taken = None, set()
             return
         reading, document = found
         with reading:
             self._status = reading.status
-            for index, key in enumerate(document.keys):
-                if key in self._guids:
-                    value = document.value(index)
-                    extension = value.get("format") if isinstance(value, dict) else None
-                    self._entries.add(f"{key}.{extension}")
+            members = {key: index for index, key in enumerate(document.keys) if key in self._guids}
+            self._taken = {key for key, index in members.items() if not self._is_about_another(key, document, index)}
+
+    def _is_about_another(self, guid: str, document: Document, index: int) -> bool:
+        """Whether an entry is about a blob of that guid that is no orphan of ours, and is there."""
+        value = document.value(index)
+        extension = value.get("format") if isinstance(value, dict) else None
+        if not isinstance(extension, str) or not is_format(extension):
+            return False
+        name = f"{guid}.{extension}"
+        return name not in self._orphans and self._status_of(name) is not None
 
     def _is_untouched(self, orphan: Session) -> bool:
-        try:
-            status = os.stat(orphan.blob_name, dir_fd=self._store.dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
+        status = self._status_of(orphan.blob_name)
+        if status is None:
             return True  # whoever deletes it finds out
+        return (from_timestamp(status.st_mtime), status.st_size) == (orphan.created_at, orphan.size_bytes)
+
+    def _status_of(self, name: str) -> Optional[os.stat_result]:
+        try:
+            return os.stat(name, dir_fd=self._store.dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
         except OSError as error:
-            raise StoreError("examine", self._store.file(orphan.blob_name), error) from error
-        return from_timestamp(status.st_mtime) == orphan.created_at
+            raise StoreError("examine", self._store.file(name), error) from error
 
 
 class Adoptable(NamedTuple):
@@ -78,13 +86,15 @@ class Adoptable(NamedTuple):
 
 def adoptable(anomalies: Iterable[Anomaly], taken: Iterable[str]) -> Adoptable:
     """`taken` are the keys that metadata.json has already."""
-    orphans = [anomaly for anomaly in anomalies if anomaly.kind == ORPHAN]
+    blobs = [anomaly for anomaly in anomalies if anomaly.kind in (ORPHAN, IN_FLIGHT)]
     # A guid can have one entry, and which of several blobs it is about, nobody knows.
-    count = Counter(anomaly.name[:GUID_LENGTH] for anomaly in orphans)
+    count = Counter(anomaly.name[:GUID_LENGTH] for anomaly in blobs)
     keys = set(taken)
     chosen, left = [], []
-    for anomaly in orphans:
+    for anomaly in blobs:
         guid = anomaly.name[:GUID_LENGTH]
+        if anomaly.kind != ORPHAN:
+            continue
         if count[guid] == 1 and guid not in keys and is_format(anomaly.name[GUID_LENGTH + 1 :]):
             chosen.append(anomaly.as_session())
         else:
@@ -106,6 +116,16 @@ def entries_text(orphans: Iterable[Session], group: str) -> bytes:
     return json.dumps(entries, indent=2).encode()
 
 
-def without_entry(anomalies: Iterable[Anomaly]) -> set[str]:
-    """The guids of all blobs that no entry is about, those of saves under way included."""
-    return {anomaly.name[:GUID_LENGTH] for anomaly in anomalies if anomaly.kind in (ORPHAN, IN_FLIGHT)}
+class Missed(NamedTuple):
+    """What is known of the blobs that no entry is about, those of saves under way included."""
+
+    guids: set[str]
+    newest: Optional[datetime]
+    """When the last of them was written; None when there is none."""
+
+
+def missed(anomalies: Iterable[Anomaly]) -> Missed:
+    """Of a blob that cannot be examined, nobody knows when it was written: it may be the newest."""
+    blobs = [anomaly for anomaly in anomalies if anomaly.kind in (ORPHAN, IN_FLIGHT, UNREADABLE)]
+    times = [anomaly.modified_at or datetime.max for anomaly in blobs]
+    return Missed({anomaly.name[:GUID_LENGTH] for anomaly in blobs}, max(times, default=None))

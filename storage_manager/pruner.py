@@ -185,7 +185,7 @@ def _delete(job: Job, session: Session, plan: Plan, store: Store, log: EventLog,
     except OSError as error:
         if error.errno == EROFS:
             raise StoreError("delete", store.file(name), error) from error
-        progress.failed.add(session.guid)
+        progress.failed.add(name)
         log.error(
             f"storage_manager.{job.kind}.delete_failed",
             f"cannot delete {name}: {describe_errno(error)}; it stays"
@@ -217,6 +217,8 @@ def _commit_meanwhile(
     committer: Committer, store: Store, known: Optional[Fingerprint], log: EventLog, progress: Progress
 ) -> Optional[Fingerprint]:
     """A commit that may be put off: a busy client or a full disk only means that the next one has more to do."""
+    if not progress.uncommitted:
+        return known
     try:
         removal = Removal(store, progress.uncommitted, ())
         known = committer.commit(removal, known, MEANWHILE_PATIENCE_SECS) or known

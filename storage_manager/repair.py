@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
+from datetime import datetime
 from typing import NamedTuple
 
 from storage_manager import report
 from storage_manager.clock import Clock
 from storage_manager.document import parse
-from storage_manager.draft import Draft
 from storage_manager.edit import Removal
-from storage_manager.entry import utc_text
+from storage_manager.entry import GUID_LENGTH, from_timestamp, utc_text
 from storage_manager.errors import failing_as
 from storage_manager.logs import EventLog
-from storage_manager.model import Session
-from storage_manager.orphans import adoptable, entries_text, without_entry
-from storage_manager.previous import open_previous, previous_names
-from storage_manager.store import Store
+from storage_manager.model import Session, Snapshot
+from storage_manager.orphans import Missed, adoptable, entries_text, missed
+from storage_manager.previous import MOST_PREVIOUS, open_previous, previous_names, unlink_previous
+from storage_manager.store import IN_FLIGHT_AGE, Store
 from storage_manager.transaction import Progress, Transaction, reporting, transaction
 
-_GUID_BYTES = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").findall
+_guids_in = re.compile(rb"(?=([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}))").findall
+
+_CHUNK_BYTES = 1 << 20
 
 # What a client creates metadata.json with, whatever else its umask leaves.
 _FILE_MODE = 0o666
@@ -70,7 +72,7 @@ def _adopt(terms: Terms, group: str, changing: Transaction, log: EventLog) -> Ad
     adopted: Sequence[Session] = ()
     if chosen:
         if reading is None:
-            _create_metadata(changing.store, chosen[-1])
+            changing.committer.create(_like_client(changing.store, chosen[-1]))
         changing.committer.add(parse(entries_text(chosen, group)))
         # A client at work may have undone it, or deleted one of them meanwhile.
         snapshot, reading = changing.look()
@@ -100,18 +102,13 @@ def _adopt(terms: Terms, group: str, changing: Transaction, log: EventLog) -> Ad
     return adoption
 
 
-def _create_metadata(store: Store, like: Session) -> None:
-    """Where there is no metadata.json, an empty one as the client that wrote a blob would have made it."""
-    with failing_as("examine", store.file(like.blob_name)):
-        status = os.stat(like.blob_name, dir_fd=store.dir_fd, follow_symlinks=False)
+def _like_client(store: Store, blob: Session) -> os.stat_result:
+    """The owner, group and mode that the client which wrote a blob would give to metadata.json."""
+    with failing_as("examine", store.file(blob.blob_name)):
+        status = os.stat(blob.blob_name, dir_fd=store.dir_fd, follow_symlinks=False)
     fields = list(status)
     fields[0] = status.st_mode & ~0o7777 | status.st_mode & _FILE_MODE
-    draft = Draft(store, os.stat_result(fields), None)
-    try:
-        draft.write([b"{}"])
-        draft.publish_new()
-    finally:
-        draft.discard()
+    return os.stat_result(fields)
 
 
 class Repair(NamedTuple):
@@ -122,56 +119,76 @@ class Repair(NamedTuple):
     removed: Sequence[str]
     """Files of unfinished metadata in which nothing was that is missing."""
     kept: Sequence[str]
-    """Those that may tell something of an orphan."""
+    """Those that may tell of a blob without an entry."""
 
 
 def repair(terms: Terms, clock: Clock, log: EventLog) -> Repair:
     """Remove dangling entries, and what runs and clients that died have left beside metadata.json.
 
-    Unfinished metadata stays while it names a blob that has no entry: it is the only thing that tells of it. Raises
-    like adopt().
+    Unfinished metadata stays while it may tell of a blob that has no entry: nothing else does. Raises like adopt().
     """
     with reporting("repair", terms.storage_dir, Progress(), log):
         with transaction(*terms, clock, log) as changing:
-            return _repair(terms, changing, log)
+            return _repair(terms, changing, clock, log)
 
 
-def _repair(terms: Terms, changing: Transaction, log: EventLog) -> Repair:
-    store, committer = changing.store, changing.committer
-    if any(os.path.lexists(store.file(name)) for name in previous_names()):
-        committer.recover()  # what the first recovery has put back is made sure of by the second
-    snapshot, reading = changing.look()
-    with reading or nullcontext():
-        removal = Removal(store, (), {session.guid for session in snapshot.dangling})
-        known = None
-        if reading is not None and snapshot.dangling:
-            committer.prepare(reading)
-            known = parse(reading.data).fingerprint()
-    if known is not None:
-        committer.commit(removal, known)
-    orphans = without_entry(snapshot.anomalies)
+def _repair(terms: Terms, changing: Transaction, clock: Clock, log: EventLog) -> Repair:
+    snapshot, swept_count = _sweep(changing)
+    blobs = missed(snapshot.anomalies)
     removed: list[str] = []
     kept: list[str] = []
     for name in snapshot.torn:
-        (kept if _names_any(store, name, orphans) else removed).append(name)
+        (kept if _may_tell(changing.store, name, blobs, clock.now()) else removed).append(name)
     for name in removed:
-        with failing_as("remove", store.file(name)), suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=store.dir_fd)
-        log.info("storage_manager.repair.removed", f"removed {store.file(name)}", file=name)
-    result = Repair(removal.swept_count, removed, kept)
+        unlink_previous(changing.store, name)
+        log.info("storage_manager.repair.removed", f"removed {changing.store.file(name)}", file=name)
     log.info(
         "storage_manager.repair.summary",
-        f"removed {report.counted(result.swept_count, 'dangling entry')} and "
+        f"removed {report.counted(swept_count, 'dangling entry')} and "
         f"{report.counted(len(removed), 'file')} of unfinished metadata",
-        swept_count=result.swept_count,
+        swept_count=swept_count,
         removed_count=len(removed),
         kept_count=len(kept),
         storage_dir=terms.storage_dir,
     )
-    return result
+    return Repair(swept_count, removed, kept)
 
 
-def _names_any(store: Store, name: str, guids: set[str]) -> bool:
+def _sweep(changing: Transaction) -> tuple[Snapshot, int]:
+    """What the store was when all that earlier runs have left had been dealt with; how many entries went then."""
+    snapshot, reading = changing.look()
+    if any(name in snapshot.leftovers for name in previous_names(MOST_PREVIOUS + 1)):
+        with reading or nullcontext():
+            pass
+        changing.committer.recover()  # what the first recovery has put back is made sure of by the second
+        snapshot, reading = changing.look()
+    with reading or nullcontext():
+        if reading is None or not snapshot.dangling:
+            return snapshot, 0
+        changing.committer.prepare(reading)
+        known = parse(reading.data).fingerprint()
+    removal = Removal(changing.store, (), {session.guid for session in snapshot.dangling})
+    changing.committer.commit(removal, known)
+    return snapshot, removal.swept_count
+
+
+def _may_tell(store: Store, name: str, blobs: Missed, now: datetime) -> bool:
+    """Whether unfinished metadata may tell of a blob without an entry: it names one, or its writer may yet do so.
+
+    A writer that was stopped goes on some time. The blob of its save is there already, and was written within
+    IN_FLIGHT_AGE before it began.
+    """
     fd = open_previous(store, name)
     with open(fd, "rb") as file, failing_as("read", store.file(name)):
-        return any(guid.decode() in guids for guid in _GUID_BYTES(file.read()))
+        began_at = from_timestamp(os.fstat(fd).st_mtime) - IN_FLIGHT_AGE
+        if now - began_at < 2 * IN_FLIGHT_AGE or (blobs.newest is not None and blobs.newest >= began_at):
+            return True
+        tail = b""
+        while blobs.guids:
+            data = file.read(_CHUNK_BYTES)
+            if not data:
+                break
+            if any(guid.decode() in blobs.guids for guid in _guids_in(tail + data)):
+                return True
+            tail = data[1 - GUID_LENGTH :]
+    return False

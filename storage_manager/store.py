@@ -7,6 +7,7 @@ nothing that metadata.json says can name a file outside.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +19,9 @@ from storage_manager.errors import StoreError, StoreMissing, describe_errno, fai
 from storage_manager.model import CORRUPT, IN_FLIGHT, NOT_A_FILE, ORPHAN, UNREADABLE, Anomaly, Session, Snapshot
 
 METADATA_NAME = "metadata.json"
-# The names of all files that a commit makes beside metadata.json begin like this.
-COMMIT_PREFIX = ".metadata.json."
 ASIDE_PREFIX = ".metadata.json.torn-"
+# What commits make beside metadata.json. Others make files there, too: an editor its .swp, for one.
+is_commit_file = re.compile(r"\.metadata\.json\.(?:tmp|prev(?:\.\d)?|torn-.*)", re.DOTALL).fullmatch
 
 # A blob without an entry may be a save under way; the client writes the entry within seconds of the blob, so
 # ten minutes leave room for a client that is starved or stopped.
@@ -158,8 +159,9 @@ class Inventory:
         dangling = [session._replace(size_bytes=0) for guid, session in self._missing.items() if guid not in accounted]
         self._sessions.sort()
         dangling.sort()
-        leftovers = {name: size for name, size in self._sizes.items() if name.startswith(COMMIT_PREFIX)}
+        leftovers = {name: size for name, size in self._sizes.items() if is_commit_file(name)}
         torn = sorted(name for name in leftovers if name.startswith(ASIDE_PREFIX))
+        leftovers.update((name, 0) for name in self._odd if is_commit_file(name))
         return Snapshot(self._sessions, dangling, anomalies, torn, leftovers)
 
     def _settle_repeats(self) -> None:
@@ -193,7 +195,9 @@ class Inventory:
             raise StoreError("examine", self._store.file(name), error) from error
         modified_at = from_timestamp(status.st_mtime)
         if now - modified_at < IN_FLIGHT_AGE:
-            yield Anomaly(IN_FLIGHT, name, status.st_size, "no entry yet, younger than 10 minutes", modified_at)
+            is_ahead = modified_at - now > IN_FLIGHT_AGE
+            detail = "no entry, dated in the future" if is_ahead else "no entry yet, younger than 10 minutes"
+            yield Anomaly(IN_FLIGHT, name, status.st_size, detail, modified_at)
         else:
             yield Anomaly(ORPHAN, name, status.st_size, "no entry", modified_at)
 

@@ -128,7 +128,7 @@ def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:
 def _decisions(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, Session, str]]:
     """The plan's decisions, with what failed called so; the sessions that stay only where asked for."""
     for action, session, reason in outcome.plan.decisions():
-        if session.guid in outcome.failed:
+        if session.blob_name in outcome.failed:
             yield "failed", session, reason
         elif verbose or action != "keep":
             yield action, session, reason

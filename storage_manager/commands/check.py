@@ -37,23 +37,26 @@ def run(args: argparse.Namespace, context: Context) -> int:
     terms = Terms(context.settings.storage_dir, NAME, args.lock_timeout, args.lock_stale_seconds)
     adoption = None if group is None else Adoption((), 0)
     repaired = Repair(0, (), ()) if args.repair else None
+    # Asked before anything is done: where nobody can answer, nothing shall have been done.
+    must_repair = args.repair and checkup.is_repairable
+    if must_repair and not (args.yes or confirmed(_warning(checkup, terms.storage_dir), context.clock)):
+        context.log.info("storage_manager.repair.cancelled", "cancelled; nothing was removed")
+        must_repair, repaired = False, None
     has_changed = False
     if group is not None and checkup.count(ORPHAN):
         adoption = adopt(terms, group, context.clock, context.log)
         has_changed = True
-    if args.repair and checkup.is_repairable:
-        if not (args.yes or confirmed(_warning(checkup, terms.storage_dir), context.clock)):
-            context.log.info("storage_manager.repair.cancelled", "cancelled; nothing was removed")
-            repaired = None
-        else:
-            repaired = repair(terms, context.clock, context.log)
-            has_changed = True
+    if must_repair:
+        repaired = repair(terms, context.clock, context.log)
+        has_changed = True
     if has_changed:
         checkup = _look(args, context)
     exit_code = EXIT_OK if checkup.is_clean else EXIT_FAILED
     if args.json:
         context.out.json(_json(checkup, terms.storage_dir, adoption, repaired, exit_code))
     else:
+        if args.repair and repaired is None:
+            context.out.line("cancelled; nothing was removed")
         _print(checkup, adoption, repaired, context.out)
     emit = context.log.info if checkup.is_clean else context.log.warning
     emit(
@@ -93,7 +96,7 @@ def _print(checkup: Checkup, adoption: Optional[Adoption], repaired: Optional[Re
             f"{report.counted(len(repaired.removed), 'file')} of unfinished metadata"
         )
         for name in repaired.kept:
-            out.line(f"kept {printable(name)}: it names an orphan; look into it, or adopt the orphan first")
+            out.line(f"kept {printable(name)}: it is young, or may tell of a blob without an entry")
     for suggested in checkup.totals.suggested_dirs:
         out.line(f"the directory is empty; did you mean --storage-dir {printable(suggested)}?")
     rows = [
@@ -135,6 +138,7 @@ def _json(
         ],
         "adopted_count": None if adoption is None else len(adoption.adopted),
         "adopted_bytes": None if adoption is None else adoption.adopted_bytes,
+        "left_count": None if adoption is None else adoption.left_count,
         "swept_count": None if repaired is None else repaired.swept_count,
         "removed_files": None if repaired is None else list(repaired.removed),
         "kept_files": None if repaired is None else list(repaired.kept),
