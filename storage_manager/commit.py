@@ -161,13 +161,14 @@ class Committer:
             self._await_rewrite()
         return True
 
-    def create(self, like: os.stat_result) -> None:
-        """Make an empty metadata.json with the owner, group and mode of `like`, unless there is one by now.
+    def create(self, like: os.stat_result, mode: int) -> None:
+        """Make an empty metadata.json unless there is one by now: with the owner and group of `like`, and of its mode
+        what `mode` has as well.
 
         Raises NotWritable, StoreError.
         """
         self.close()
-        draft = Draft(self._store, like, None)
+        draft = Draft(self._store, like, None, mode)
         try:
             draft.write([b"{}"])
             draft.publish_new()

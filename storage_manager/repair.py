@@ -72,7 +72,7 @@ def _adopt(terms: Terms, group: str, changing: Transaction, log: EventLog) -> Ad
     adopted: Sequence[Session] = ()
     if chosen:
         if reading is None:
-            changing.committer.create(_like_client(changing.store, chosen[-1]))
+            changing.committer.create(_status_of(changing.store, chosen[-1]), _FILE_MODE)
         changing.committer.add(parse(entries_text(chosen, group)))
         # A client at work may have undone it, or deleted one of them meanwhile.
         snapshot, reading = changing.look()
@@ -102,13 +102,9 @@ def _adopt(terms: Terms, group: str, changing: Transaction, log: EventLog) -> Ad
     return adoption
 
 
-def _like_client(store: Store, blob: Session) -> os.stat_result:
-    """The owner, group and mode that the client which wrote a blob would give to metadata.json."""
+def _status_of(store: Store, blob: Session) -> os.stat_result:
     with failing_as("examine", store.file(blob.blob_name)):
-        status = os.stat(blob.blob_name, dir_fd=store.dir_fd, follow_symlinks=False)
-    fields = list(status)
-    fields[0] = status.st_mode & ~0o7777 | status.st_mode & _FILE_MODE
-    return os.stat_result(fields)
+        return os.stat(blob.blob_name, dir_fd=store.dir_fd, follow_symlinks=False)
 
 
 class Repair(NamedTuple):
