@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from storage_manager import report
 from storage_manager.clock import Clock
@@ -16,10 +16,12 @@ from storage_manager.edit import Removal
 from storage_manager.entry import GUID_LENGTH, from_timestamp, utc_text
 from storage_manager.errors import failing_as
 from storage_manager.logs import EventLog
+from storage_manager.metadata import Reading
 from storage_manager.model import Session, Snapshot
 from storage_manager.orphans import Missed, adoptable, entries_text, missed
-from storage_manager.previous import MOST_PREVIOUS, open_previous, previous_names, unlink_previous
+from storage_manager.previous import open_previous, unlink_previous
 from storage_manager.store import IN_FLIGHT_AGE, Store
+from storage_manager.survey import report_findings
 from storage_manager.transaction import Progress, Transaction, reporting, transaction
 
 _guids_in = re.compile(rb"(?=([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}))").findall
@@ -64,6 +66,7 @@ def adopt(terms: Terms, group: str, clock: Clock, log: EventLog) -> Adoption:
 
 def _adopt(terms: Terms, group: str, changing: Transaction, log: EventLog) -> Adoption:
     snapshot, reading = changing.look()
+    report_findings(snapshot, terms.storage_dir, log)  # what is unreadable by now is not adopted
     with reading or nullcontext():
         keys = parse(reading.data).keys if reading is not None else ()
         chosen, left = adoptable(snapshot.anomalies, keys)
@@ -75,7 +78,7 @@ def _adopt(terms: Terms, group: str, changing: Transaction, log: EventLog) -> Ad
             changing.committer.create(_status_of(changing.store, chosen[-1]), _FILE_MODE)
         changing.committer.add(parse(entries_text(chosen, group)))
         # A client at work may have undone it, or deleted one of them meanwhile.
-        snapshot, reading = changing.look()
+        snapshot, reading = _settled(changing)
         with reading or nullcontext():
             guids = {session.guid for session in snapshot.sessions}
             adopted = [orphan for orphan in chosen if orphan.guid in guids]
@@ -130,6 +133,7 @@ def repair(terms: Terms, clock: Clock, log: EventLog) -> Repair:
 
 def _repair(terms: Terms, changing: Transaction, clock: Clock, log: EventLog) -> Repair:
     snapshot, swept_count = _sweep(changing)
+    report_findings(snapshot, terms.storage_dir, log)
     blobs = missed(snapshot.anomalies)
     removed: list[str] = []
     kept: list[str] = []
@@ -151,13 +155,8 @@ def _repair(terms: Terms, changing: Transaction, clock: Clock, log: EventLog) ->
 
 
 def _sweep(changing: Transaction) -> tuple[Snapshot, int]:
-    """What the store was when all that earlier runs have left had been dealt with; how many entries went then."""
-    snapshot, reading = changing.look()
-    if any(name in snapshot.leftovers for name in previous_names(MOST_PREVIOUS + 1)):
-        with reading or nullcontext():
-            pass
-        changing.committer.recover()  # what the first recovery has put back is made sure of by the second
-        snapshot, reading = changing.look()
+    """What the store was before dangling entries were removed from it, and how many were."""
+    snapshot, reading = _settled(changing)
     with reading or nullcontext():
         if reading is None or not snapshot.dangling:
             return snapshot, 0
@@ -166,6 +165,20 @@ def _sweep(changing: Transaction) -> tuple[Snapshot, int]:
     removal = Removal(changing.store, (), {session.guid for session in snapshot.dangling})
     changing.committer.commit(removal, known)
     return snapshot, removal.swept_count
+
+
+def _settled(changing: Transaction) -> tuple[Snapshot, Optional[Reading]]:
+    """A look at the store, after making sure of what earlier recoveries and late writes have put back.
+
+    The caller closes the reading. Raises like Transaction.look().
+    """
+    snapshot, reading = changing.look()
+    if snapshot.leftovers:
+        if reading is not None:
+            reading.close()
+        changing.committer.recover()
+        snapshot, reading = changing.look()
+    return snapshot, reading
 
 
 def _may_tell(store: Store, name: str, blobs: Missed, now: datetime) -> bool:

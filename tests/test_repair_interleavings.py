@@ -257,6 +257,6 @@ def by_a_rename(patch: pytest.MonkeyPatch) -> None:
 
 def test_what_would_replace_what_a_client_creates_is_found(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_a_rename(monkeypatch)
-    with pytest.raises(Lost):
+    with pytest.raises(Lost, match="without its entry"):
         for seed in range(2000):
             creation(directory, seed).run()
