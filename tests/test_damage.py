@@ -617,7 +617,7 @@ def check_check(tool: Tool, directory: Path, rng: random.Random, kind: str, note
 @pytest.mark.parametrize("kind", ["text", "directory", "both"])
 def test_checks_of_damaged_stores(in_memory: Path, tool: Tool, seeds: Callable[[int], range], kind: str) -> None:
     directory = in_memory / "case"
-    for seed in seeds(700):
+    for seed in seeds(400):
         directory.mkdir()
         notes: list[str] = []
         try:
