@@ -32,7 +32,7 @@ while (($#)); do
   esac
 done
 case $env_name in '' | PROD | TEST) ;; *) fail 64 "--env is '$env_name': it must be PROD or TEST" ;; esac
-(($#)) || fail 64 "a command is missing: list, stats, purge, prune-size, run-loop or health (see --help)"
+(($#)) || fail 64 "a command is missing: list, stats, check, purge, prune-size, run-loop or health (see --help)"
 
 # --env is settled before the file is read, so that the file's paths are those of that environment; and paths
 # that an earlier reading left in the caller's environment must not shadow them.

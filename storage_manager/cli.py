@@ -14,7 +14,7 @@ from typing import NoReturn, Optional
 
 from storage_manager import __version__
 from storage_manager.clock import Clock
-from storage_manager.commands import Context, health, prune_size, purge, run_loop, stats
+from storage_manager.commands import Context, check, health, prune_size, purge, run_loop, stats
 from storage_manager.commands import list as list_command
 from storage_manager.config import (
     DEFAULT_PREFIX,
@@ -38,7 +38,7 @@ from storage_manager.logs import LEVELS, EventLog, add_log_file, build_logger, c
 from storage_manager.output import Output
 from storage_manager.text import printable
 
-COMMANDS: tuple[ModuleType, ...] = (list_command, stats, purge, prune_size, run_loop, health)
+COMMANDS: tuple[ModuleType, ...] = (list_command, stats, check, purge, prune_size, run_loop, health)
 
 _LOOP = run_loop.NAME
 

@@ -128,8 +128,8 @@ class Committer:
             known = fingerprint
             if patience.exhausted():
                 raise CommitContended(
-                    f"{self._store.file(METADATA_NAME)} changed during every attempt to commit. The blobs are deleted "
-                    f"and their entries stay until the next prune removes them; no session was lost"
+                    f"{self._store.file(METADATA_NAME)} changed during every attempt to commit. Entries of blobs that "
+                    f"were deleted stay until the next prune removes them, and none was added; no session was lost"
                 )
 
     def _attempt(self, editor: Editor, known: Optional[Fingerprint]) -> tuple[bool, Optional[Fingerprint]]:
@@ -147,6 +147,33 @@ class Committer:
             # A member that has changed since `known` goes on counting as changed.
             changed = {document.keys[index] for index in document.fresh} if known else set()
             return done, document.fingerprint(without=changed.union(edit.drop) if done else changed)
+
+    def add(self, entries: Document) -> bool:
+        """Add those entries that metadata.json lacks and whose blob is there. Whether they are there to stay.
+
+        Not if a client at full speed, one that read before it and writes after it, undoes it time and again: then the
+        blobs are without entries as before. Raises like commit(), and Interrupted.
+        """
+        patience = Patience(self._clock, PUT_BACK_PATIENCE_SECS, 0.0)
+        while not self._put_back(entries, None, None):
+            if patience.exhausted():
+                return False
+            self._await_rewrite()
+        return True
+
+    def create(self, like: os.stat_result, mode: int) -> None:
+        """Make an empty metadata.json unless there is one by now: with the owner and group of `like`, and of its mode
+        what `mode` has as well.
+
+        Raises NotWritable, StoreError.
+        """
+        self.close()
+        draft = Draft(self._store, like, None, mode)
+        try:
+            draft.write([b"{}"])
+            draft.publish_new()
+        finally:
+            draft.discard()
 
     def recover(self) -> None:
         """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""
@@ -323,7 +350,7 @@ class Committer:
         with reading, failing_as("examine", self._store.file(name)):
             return document if reading.status.st_mtime_ns < os.fstat(fd).st_mtime_ns else None
 
-    def _put_back(self, late: Document, base: Optional[Document], what: str) -> bool:
+    def _put_back(self, late: Document, base: Optional[Document], what: Optional[str]) -> bool:
         """Merge a document that a writer left in a replaced file. Whether the result is there to stay.
 
         Putting back is not like removing: a client that read before it and writes after it undoes it. So the
@@ -342,7 +369,7 @@ class Committer:
             added = self._merge(late, base)
             total += added
             quiet = Patience(self._clock, WATCH_SECS, 0.0)
-        if total:
+        if total and what is not None:
             self._log.info(
                 "storage_manager.recovered",
                 f"what a client wrote during a commit was merged ({total} times an entry put back)",

@@ -25,8 +25,13 @@ _NO_ACCESS_LIST = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 class Draft:
     """A temporary file that can take the place of metadata.json. Publish or discard it."""
 
-    def __init__(self, store: Store, like: os.stat_result, access_list: Optional[bytes]) -> None:
-        """Create the file. Raises NotWritable when its owner, group or mode cannot be those of `like`."""
+    def __init__(
+        self, store: Store, like: os.stat_result, access_list: Optional[bytes], mode_mask: int = 0o7777
+    ) -> None:
+        """Create the file. Raises NotWritable when its owner, group or mode cannot be those of `like`.
+
+        Of the mode, only what is in `mode_mask` is taken.
+        """
         self._store = store
         self._like = _owner(like)
         self._access_list = access_list
@@ -36,7 +41,7 @@ class Draft:
             self._fd = os.open(TMP_NAME, flags, 0o600, dir_fd=store.dir_fd)
         try:
             self._claim()
-            self._take_on(like)
+            self._take_on(like, mode_mask)
         except BaseException:
             self.discard()
             raise
@@ -76,6 +81,23 @@ class Draft:
             os.rename(TMP_NAME, METADATA_NAME, src_dir_fd=self._store.dir_fd, dst_dir_fd=self._store.dir_fd)
         self._close()
 
+    def publish_new(self) -> None:
+        """Take the name metadata.json if nothing has it yet; otherwise nothing happens.
+
+        The name is not on the disk before the directory is synced, as it is by the next commit. Raises StoreError;
+        also where the file system has no hard links.
+        """
+        directory = self._store.dir_fd
+        try:
+            # Not a rename: that would replace what a client has created meanwhile.
+            os.link(TMP_NAME, METADATA_NAME, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            remedy = "let the service create it first, as it does when it starts"
+            raise StoreError("create", self._store.file(METADATA_NAME), error, remedy) from error
+        self.discard()
+
     def discard(self) -> None:
         """Remove the file, as far as that is possible; a leftover is removed by the next run."""
         if self._fd >= 0:
@@ -97,14 +119,14 @@ class Draft:
         except OSError:  # then this file system is one where the prune lock cannot have been taken either
             pass
 
-    def _take_on(self, like: os.stat_result) -> None:
+    def _take_on(self, like: os.stat_result, mode_mask: int) -> None:
         try:
             status = os.fstat(self._fd)
             if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):
                 os.fchown(self._fd, like.st_uid, like.st_gid)
             if self._access_list is None:
                 _drop_access_list(self._fd)
-            os.fchmod(self._fd, stat.S_IMODE(like.st_mode))
+            os.fchmod(self._fd, stat.S_IMODE(like.st_mode) & mode_mask)
             if self._access_list is not None:
                 os.setxattr(self._fd, _ACCESS_LIST, self._access_list)
         except PermissionError as error:

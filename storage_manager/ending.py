@@ -11,8 +11,8 @@ from storage_manager.errors import EXIT_OK
 from storage_manager.heartbeat import CycleResult
 from storage_manager.metrics import Sighting
 from storage_manager.model import DANGLING
-from storage_manager.pruner import Progress
 from storage_manager.text import printable
+from storage_manager.transaction import Progress
 
 
 class Ending(NamedTuple):

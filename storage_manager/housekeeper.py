@@ -16,9 +16,10 @@ from storage_manager.entry import utc_text
 from storage_manager.errors import EXIT_FAILED, EXIT_OK, Interrupted, StorageManagerError, StoreMissing
 from storage_manager.logs import EventLog
 from storage_manager.policy import PruneLimits, plan_prune
-from storage_manager.pruner import Job, Progress, dry_run, run
+from storage_manager.pruner import Job, dry_run, run
 from storage_manager.schedule import sleep_secs, wake_up_at
 from storage_manager.status import LoopStatus
+from storage_manager.transaction import Progress
 
 
 def run_loop(

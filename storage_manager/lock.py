@@ -9,33 +9,32 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
-import re
 import stat
 from contextlib import suppress
 from typing import Any, Optional
 
 from storage_manager.clock import Clock
 from storage_manager.draft import DISK_FULL
-from storage_manager.entry import from_timestamp, parse_time, utc_text
 from storage_manager.errors import LockBusy, LockLost, LockUnavailable, StoreError, describe_errno, failing_as
+from storage_manager.holder import (
+    LARGEST_LINE,
+    LINE_WRITTEN_SECS,
+    LOCK_NAME,
+    age_secs_of,
+    holder_at_path,
+    holder_in,
+    parse_holder,
+    previous_generation,
+    write_holder,
+)
 from storage_manager.logs import EventLog
 from storage_manager.store import Store
-from storage_manager.text import printable
-
-LOCK_NAME = ".prune_size.lock"
 
 # How often a waiting prune looks again; flock has no time-out of its own.
 RETRY_SECS = 0.1
 
-# The previous generation creates its file first and writes its line at once. An empty file that is older
-# than this is not one of its locks in the making.
-LINE_WRITTEN_SECS = 1.0
-
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
-_LARGEST_LINE = 4096
-_PREVIOUS_GENERATION = re.compile(rb"\s*pid=(\d{1,10})\b")
 
 
 class PruneLock:
@@ -79,7 +78,7 @@ class PruneLock:
             os.close(fd)
             return
         with suppress(OSError):
-            os.pwrite(fd, os.pread(held, _LARGEST_LINE, 0), 0)
+            os.pwrite(fd, os.pread(held, LARGEST_LINE, 0), 0)
         self._fd = fd
         os.close(held)
 
@@ -157,14 +156,14 @@ def _try_to_acquire(store: Store, log: EventLog, clock: Clock, command: str, sta
                         os.unlink(LOCK_NAME, dir_fd=store.dir_fd)
                 raise
             if not locked:
-                raise _busy(store, _holder(fd, clock))
+                raise _busy(store, holder_in(fd, clock))
             if _is_at(store, fd):
                 break
             lock._fd = None
             os.close(fd)  # its holder has just removed it: start over with the next one
         if not created:
             _consider_leftover(store, log, clock, fd, stale_secs)
-        _write_holder(clock, fd, command)
+        write_holder(clock, fd, command)
         return lock
     except BaseException:
         _let_go(lock)
@@ -191,7 +190,7 @@ def _lock_directory(store: Store, clock: Clock) -> Optional[int]:
     except OSError as error:
         os.close(guard)
         if error.errno in _HELD:
-            raise _busy(store, _holder_at_path(store, clock)) from error
+            raise _busy(store, holder_at_path(store, clock)) from error
         return None  # NFS, for one, locks only what is open for writing; the lock file decides alone there
     return guard
 
@@ -252,16 +251,16 @@ def _consider_leftover(store: Store, log: EventLog, clock: Clock, fd: int, stale
     if not line:
         return
     path = store.file(LOCK_NAME)
-    match = _PREVIOUS_GENERATION.match(line)
+    match = previous_generation(line)
     if match is None:
         log.warning(
             "housekeeper.lock_stale",
             f"the last holder of {path} died without releasing it; going on",
             action="taken_over",
-            **{f"holder_{key}": value for key, value in _parse_holder(line, clock).items()},
+            **{f"holder_{key}": value for key, value in parse_holder(line, clock).items()},
         )
         return
-    age_secs = _age_secs(fd, clock)
+    age_secs = age_secs_of(fd, clock)
     busy = _busy(store, {"pid": int(match.group(1)), "generation": "previous", "age_secs": round(age_secs, 1)})
     if abs(age_secs) <= stale_secs:  # a time far in the future is as good as none
         raise busy
@@ -278,25 +277,12 @@ def _written_line(store: Store, clock: Clock, fd: int) -> bytes:
     deadline = clock.monotonic() + LINE_WRITTEN_SECS
     with failing_as("read", store.file(LOCK_NAME)):
         while True:
-            line = os.pread(fd, _LARGEST_LINE, 0).strip()
-            young = 0 <= _age_secs(fd, clock) < LINE_WRITTEN_SECS
+            line = os.pread(fd, LARGEST_LINE, 0).strip()
+            young = 0 <= age_secs_of(fd, clock) < LINE_WRITTEN_SECS
             if line or not young or clock.monotonic() >= deadline:
                 return line
             clock.check()
             clock.pause(LINE_WRITTEN_SECS / 10)
-
-
-def _write_holder(clock: Clock, fd: int, command: str) -> None:
-    holder = {
-        "pid": os.getpid(),
-        "host": os.uname().nodename,
-        "command": command,
-        "started_at": utc_text(clock.now().replace(microsecond=0)),
-    }
-    with suppress(OSError):  # the identity is for people, and a full disk is when we are needed
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(holder).encode() + b"\n", 0)
-        os.utime(fd)
 
 
 def _busy(store: Store, holder: dict[str, Any]) -> LockBusy:
@@ -306,49 +292,6 @@ def _busy(store: Store, holder: dict[str, Any]) -> LockBusy:
     if "command" in holder:
         who += f" ({holder['command']})"
     return LockBusy(f"another prune holds {store.file(LOCK_NAME)}: {who}", holder)
-
-
-def _holder_at_path(store: Store, clock: Clock) -> dict[str, Any]:
-    try:
-        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
-    except OSError:  # the holder is between locking and creating, or between removing and closing
-        return {}
-    try:
-        return _holder(fd, clock)
-    finally:
-        os.close(fd)
-
-
-def _holder(fd: int, clock: Clock) -> dict[str, Any]:
-    try:
-        age_secs = _age_secs(fd, clock)
-        holder = _parse_holder(os.pread(fd, _LARGEST_LINE, 0), clock)
-    except OSError:  # who it is, is for people; that it is, the kernel has said
-        return {}
-    return {**holder, "age_secs": max(age_secs, holder.get("age_secs", 0.0))}
-
-
-def _parse_holder(line: bytes, clock: Clock) -> dict[str, Any]:
-    """Whatever of the expected members is there, made safe to show, and how long ago it started."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    holder: dict[str, Any] = {
-        key: value if type(value) is int and abs(value) < 1 << 63 else printable(value, 200)
-        for key, value in found.items()
-        if key in ("pid", "host", "command", "started_at")
-    }
-    started_at = parse_time(found.get("started_at"))
-    if started_at is not None:
-        holder["age_secs"] = round((clock.now() - started_at).total_seconds(), 1)
-    return holder
-
-
-def _age_secs(fd: int, clock: Clock) -> float:
-    return round((clock.now() - from_timestamp(os.fstat(fd).st_mtime)).total_seconds(), 1)
 
 
 def _status_at(store: Store) -> Optional[os.stat_result]:

@@ -6,7 +6,7 @@ one per session) and nothing to import.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Optional
 
@@ -48,6 +48,13 @@ class Anomaly(NamedTuple):
     """The blob's file name, or the key of an entry that has no blob."""
     size_bytes: int
     detail: str
+    modified_at: Optional[datetime] = None
+    """Of a blob without an entry, the only time there is."""
+
+    def as_session(self) -> Session:
+        """What a blob without an entry tells of the session that it is or was."""
+        guid, _, extension = self.name.partition(".")
+        return Session(self.modified_at or datetime.max, guid, extension, None, None, self.size_bytes)
 
 
 class Snapshot(NamedTuple):
@@ -59,6 +66,8 @@ class Snapshot(NamedTuple):
     """All anomalies but the dangling entries, which have a list of their own."""
     torn: Sequence[str] = ()
     """Unfinished metadata of writers that seemed dead, kept aside by earlier runs."""
+    leftovers: Mapping[str, int] = {}
+    """name -> bytes of what has the name of a file that commits make beside metadata.json, the torn ones among them."""
 
     def scoped(self, group: Optional[str]) -> Snapshot:
         """The store as a command with `--group` sees it: that group's sessions alone."""
@@ -122,6 +131,12 @@ class Plan(NamedTuple):
     """None for a purge, which has no target."""
     causes: dict[str, int]
     """What keeps the usage above the target, in bytes by cause; empty when the target is met."""
+    are_orphans: bool = False
+    """Whether the victims are blobs without entries, with their time of modification as that of their creation."""
+
+    @property
+    def noun(self) -> str:
+        return "orphan" if self.are_orphans else "session"
 
     @property
     def target_met(self) -> bool:
@@ -150,7 +165,7 @@ class Outcome(NamedTuple):
     deleted_count: int
     freed_bytes: int
     failed: frozenset[str]
-    """The guids of the blobs that could not be deleted; their entries stay."""
+    """The names of the blobs that could not be deleted; their entries stay."""
     swept_count: int
     final_bytes: int
     exit_code: int

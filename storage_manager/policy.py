@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple, Optional
 
-from storage_manager.model import UNREADABLE, Keep, Plan, Session, Snapshot
+from storage_manager.model import ORPHAN, UNREADABLE, Keep, Plan, Session, Snapshot
 
 
 class PruneLimits(NamedTuple):
@@ -90,6 +90,28 @@ def plan_purge(snapshot: Snapshot, age_days: float, group: Optional[str], now: d
         planned_bytes=usage - freed,
         target_bytes=None,
         causes=_unknown(snapshot),
+    )
+
+
+def plan_orphan_purge(snapshot: Snapshot, age_days: float, now: datetime) -> Plan:
+    """Choose every orphan that was last modified at least `age_days` times 24 hours ago; never one in flight."""
+    orphans = sorted(anomaly.as_session() for anomaly in snapshot.anomalies if anomaly.kind == ORPHAN)
+    count = len(orphans)
+    if age_days > 0:
+        count = _count_until(orphans, _before(now, timedelta(days=min(age_days, timedelta.max.days))))
+    freed = sum(orphan.size_bytes for orphan in orphans[:count])
+    usage = snapshot.usage_bytes
+    rest = orphans[count:]
+    return Plan(
+        victims=orphans[:count],
+        swept=(),
+        reason=f"an orphan, {age_days:g} days or older" if age_days > 0 else "every orphan was asked for",
+        kept=[Keep("too_young", f"younger than {age_days:g} days", rest)] if rest else [],
+        current_bytes=usage,
+        planned_bytes=usage - freed,
+        target_bytes=None,
+        causes=_unknown(snapshot),
+        are_orphans=True,
     )
 
 

@@ -1,9 +1,9 @@
-"""The transaction: lock, recover, read, scan, plan, delete, commit, summary."""
+"""A prune or a purge: plan, delete, commit, summary, inside a transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from datetime import datetime
 from errno import EROFS
 from typing import NamedTuple, Optional
@@ -19,19 +19,17 @@ from storage_manager.errors import (
     EXIT_FAILED,
     EXIT_OK,
     CommitContended,
-    LockBusy,
     LockLost,
-    StorageManagerError,
     StoreError,
-    StoreMissing,
     describe_errno,
     errno_name,
 )
-from storage_manager.lock import PruneLock, acquire_lock
 from storage_manager.logs import EventLog
 from storage_manager.model import Outcome, Plan, Session, Snapshot
-from storage_manager.store import Store, open_store
-from storage_manager.survey import Findings, report_findings, survey, take_snapshot
+from storage_manager.orphans import OrphanGuard
+from storage_manager.store import Store
+from storage_manager.survey import report_findings, take_snapshot
+from storage_manager.transaction import Progress, Transaction, reporting, transaction
 
 # A long prune commits this often, so that a crash leaves few dangling entries, and a client that lists the
 # sessions does not see deleted ones for long.
@@ -53,20 +51,6 @@ class Job(NamedTuple):
     lock_stale_secs: float
     explain: bool = False
     """Whether the outcome's plan shall still tell of the sessions that stay."""
-
-
-class Progress:
-    """What a run has seen and done so far: it must be known whatever ends the run."""
-
-    def __init__(self) -> None:
-        self.findings: Optional[Findings] = None
-        self.uncommitted: set[str] = set()
-        self.deleted_count = 0
-        self.freed_bytes = 0
-        self.gone_count = 0
-        self.gone_bytes = 0
-        self.failed: set[str] = set()
-        self.swept_count = 0
 
 
 def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:
@@ -97,73 +81,41 @@ def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = No
     Interrupted, after committing what was done and releasing the lock. `progress` tells what was done even then.
     """
     progress = progress or Progress()
-    try:
-        with clock.deferred():
-            with open_store(job.storage_dir) as store:
-                with acquire_lock(store, log, clock, job.command, job.lock_timeout_secs, job.lock_stale_secs) as lock:
-                    outcome = _run_locked(job, store, lock, clock, log, progress)
-            clock.check()
-            return outcome
-    except LockBusy as error:
-        log.warning(error.event, str(error), storage_dir=job.storage_dir, **error.fields)
-        error.reported = True
-        raise
-    except StoreMissing:
-        raise  # for a command an error, for the loop a warning
-    except StorageManagerError as error:
-        special = error.event != StorageManagerError.event
-        log.error(
-            error.event if special else f"storage_manager.{job.kind}.failed",
-            str(error),
-            storage_dir=job.storage_dir,
-            deleted_count=progress.deleted_count,
-            freed_bytes=progress.freed_bytes,
-            exit_code=error.exit_code,
-            **error.fields,
-        )
-        error.reported = True
-        raise
+    with reporting(job.kind, job.storage_dir, progress, log):
+        with transaction(
+            job.storage_dir, job.command, job.lock_timeout_secs, job.lock_stale_secs, clock, log
+        ) as changing:
+            return _run_locked(job, changing, clock, log, progress)
 
 
-def _run_locked(job: Job, store: Store, lock: PruneLock, clock: Clock, log: EventLog, progress: Progress) -> Outcome:
+def _run_locked(job: Job, changing: Transaction, clock: Clock, log: EventLog, progress: Progress) -> Outcome:
     started = clock.monotonic()
-    committer = Committer(store, clock, log)
-    try:
-        committer.recover()
-        clock.check()
-        with ExitStack() as readings:
-            snapshot, reading = survey(store, clock)
-            readings.push(reading or nullcontext())
-            if snapshot.torn and committer.recover_torn(snapshot.torn):
-                snapshot, reading = survey(store, clock)
-                readings.push(reading or nullcontext())
-            clock.check()
-            progress.findings = report_findings(snapshot, job.storage_dir, log)
-            plan = job.planner(snapshot, clock.now())
-            facts = _report_check(job, snapshot, plan, log)
-            # Of a large store, what stays takes much memory, and is of no more use.
-            del snapshot
-            if not job.explain:
-                plan = plan._replace(kept=())
-            known = None
-            if reading is not None and (plan.victims or plan.swept):
-                committer.prepare(reading)
-                known = parse(reading.data).fingerprint()
-        del reading
-        if plan.victims or plan.swept:
-            log.info(
-                f"storage_manager.{job.kind}.started",
-                f"deleting {report.counted(len(plan.victims), 'session')}, {report.size(plan.freed_bytes)}",
-                victim_count=len(plan.victims),
-                victim_bytes=plan.freed_bytes,
-                swept_count=len(plan.swept),
-                storage_dir=job.storage_dir,
-                group=job.group,
-            )
-            _carry_out(job, plan, known, store, lock, committer, clock, log, progress)
-    finally:
-        committer.close()
-    final_bytes = plan.current_bytes - progress.gone_bytes
+    snapshot, reading = changing.look()
+    with reading or nullcontext():
+        progress.findings = report_findings(snapshot, job.storage_dir, log)
+        plan = job.planner(snapshot, clock.now())
+        facts = _report_check(job, snapshot, plan, log)
+        # Of a large store, what stays takes much memory, and is of no more use.
+        del snapshot
+        if not job.explain:
+            plan = plan._replace(kept=())
+        guard = OrphanGuard(changing.store, clock, reading, plan.victims) if plan.are_orphans else None
+        known = None
+        if reading is not None and guard is None and (plan.victims or plan.swept):
+            changing.committer.prepare(reading)
+            known = parse(reading.data).fingerprint()
+    del reading
+    if plan.victims or plan.swept:
+        log.info(
+            f"storage_manager.{job.kind}.started",
+            f"deleting {report.counted(len(plan.victims), plan.noun)}, {report.size(plan.freed_bytes)}",
+            victim_count=len(plan.victims),
+            victim_bytes=plan.freed_bytes,
+            swept_count=len(plan.swept),
+            storage_dir=job.storage_dir,
+            group=job.group,
+        )
+        _carry_out(job, plan, known, guard, changing, clock, log, progress)
     exit_code = EXIT_OK if plan.target_met and not progress.failed else EXIT_FAILED
     if clock.stop_signal is not None:
         exit_code = 128 + clock.stop_signal
@@ -174,7 +126,7 @@ def _run_locked(job: Job, store: Store, lock: PruneLock, clock: Clock, log: Even
         freed_bytes=progress.freed_bytes,
         failed=frozenset(progress.failed),
         swept_count=progress.swept_count,
-        final_bytes=final_bytes,
+        final_bytes=plan.current_bytes - progress.gone_bytes,
         exit_code=exit_code,
     )
     _report_end(job, outcome, facts, clock.monotonic() - started, log)
@@ -185,14 +137,14 @@ def _carry_out(
     job: Job,
     plan: Plan,
     known: Optional[Fingerprint],
-    store: Store,
-    lock: PruneLock,
-    committer: Committer,
+    guard: Optional[OrphanGuard],
+    changing: Transaction,
     clock: Clock,
     log: EventLog,
     progress: Progress,
 ) -> None:
     """Blobs first, then entries: a crash leaves dangling entries, which harm nobody, and a full disk gets room."""
+    store, lock, committer = changing.store, changing.lock, changing.committer
     lost: Optional[LockLost] = None
     committed_at = clock.monotonic()
     try:
@@ -200,7 +152,9 @@ def _carry_out(
             if clock.stopping:
                 break
             clock.progress()
-            _delete(job, session, plan.reason, store, log, progress)
+            if guard is not None and not guard.is_orphan(session):
+                continue
+            _delete(job, session, plan, store, log, progress)
             if clock.monotonic() - committed_at >= COMMIT_EVERY_SECS:
                 lock.refresh()
                 known = _commit_meanwhile(committer, store, known, log, progress)
@@ -224,23 +178,25 @@ def _carry_out(
         raise lost
 
 
-def _delete(job: Job, session: Session, reason: str, store: Store, log: EventLog, progress: Progress) -> None:
+def _delete(job: Job, session: Session, plan: Plan, store: Store, log: EventLog, progress: Progress) -> None:
     name = session.blob_name
     try:
         existed = store.remove_blob(name)
     except OSError as error:
         if error.errno == EROFS:
             raise StoreError("delete", store.file(name), error) from error
-        progress.failed.add(session.guid)
+        progress.failed.add(name)
         log.error(
             f"storage_manager.{job.kind}.delete_failed",
-            f"cannot delete {name}: {describe_errno(error)}; it stays, and so does its entry",
+            f"cannot delete {name}: {describe_errno(error)}; it stays"
+            + ("" if plan.are_orphans else ", and so does its entry"),
             guid=session.guid,
             file=store.file(name),
             errno=errno_name(error.errno),
         )
         return
-    progress.uncommitted.add(session.guid)
+    if not plan.are_orphans:
+        progress.uncommitted.add(session.guid)
     progress.gone_count += 1
     progress.gone_bytes += session.size_bytes
     if not existed:  # its owner deleted it meanwhile; only the entry is left to remove
@@ -254,7 +210,7 @@ def _delete(job: Job, session: Session, reason: str, store: Store, log: EventLog
         size_bytes=session.size_bytes,
         created_at=utc_text(session.created_at),
         group=session.group,
-        reason=reason,
+        reason=plan.reason,
     )
 
 
@@ -262,6 +218,8 @@ def _commit_meanwhile(
     committer: Committer, store: Store, known: Optional[Fingerprint], log: EventLog, progress: Progress
 ) -> Optional[Fingerprint]:
     """A commit that may be put off: a busy client or a full disk only means that the next one has more to do."""
+    if not progress.uncommitted:
+        return known
     try:
         removal = Removal(store, progress.uncommitted, ())
         known = committer.commit(removal, known, MEANWHILE_PATIENCE_SECS) or known

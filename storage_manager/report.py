@@ -42,9 +42,13 @@ def duration(secs: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 session`, `2 sessions`."""
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-    return f"{count:,} {noun if count == 1 else plural}"
+    """`1 session`, `2 sessions`; of a noun with more behind it, `2 blobs in flight`."""
+    head, space, rest = noun, "", ""
+    for word in (" in ", " of ", " that "):
+        if word in noun:
+            head, space, rest = noun.partition(word)
+    plural = head[:-1] + "ies" if head.endswith("y") else head + "s"
+    return f"{count:,} {head if count == 1 else plural}{space}{rest}"
 
 
 def bar(part: int, whole: int, encoding: str) -> str:
@@ -70,7 +74,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 def sentence(outcome: Outcome) -> str:
     """What came of a prune or a purge, in one sentence."""
     verb = "would delete" if outcome.dry_run else "deleted"
-    text = f"{verb} {counted(outcome.deleted_count, 'session')}, {size(outcome.freed_bytes)}"
+    text = f"{verb} {counted(outcome.deleted_count, outcome.plan.noun)}, {size(outcome.freed_bytes)}"
     if outcome.swept_count:
         text += f", and {counted(outcome.swept_count, 'dangling entry')}"
     text += f"; {size(outcome.final_bytes)} {'would remain' if outcome.dry_run else 'remain'}"

@@ -20,17 +20,17 @@ from storage_manager.entry import is_blob_name
 from storage_manager.errors import EXIT_OK, describe_errno, errno_name
 from storage_manager.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, trouble, verdict
 from storage_manager.heartbeat_json import LARGEST_BYTES, decode, encode
-from storage_manager.lock import LOCK_NAME
+from storage_manager.holder import LOCK_NAME
 from storage_manager.logs import EventLog
 from storage_manager.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
 from storage_manager.metrics import Metrics, earlier_values
 from storage_manager.notify import READY, STOPPING, WATCHDOG, notify, status
 from storage_manager.process import ALIVE, condition, this_process
-from storage_manager.pruner import Progress
 from storage_manager.schedule import SHORTEST_SLEEP_SECS, wake_up_at
 from storage_manager.status_file import lies_in, read_file, replace_file
 from storage_manager.store import METADATA_NAME
 from storage_manager.text import printable
+from storage_manager.transaction import Progress
 
 # A cycle that makes progress says so this often: far below the silence that counts as hanging, far above what
 # a write costs.

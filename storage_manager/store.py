@@ -7,6 +7,7 @@ nothing that metadata.json says can name a file outside.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from storage_manager.model import CORRUPT, IN_FLIGHT, NOT_A_FILE, ORPHAN, UNREAD
 
 METADATA_NAME = "metadata.json"
 ASIDE_PREFIX = ".metadata.json.torn-"
+# What commits make beside metadata.json. Others make files there, too: an editor its .swp, for one.
+is_commit_file = re.compile(r"\.metadata\.json\.(?:tmp|prev(?:\.\d)?|torn-.*)", re.DOTALL).fullmatch
 
 # A blob without an entry may be a save under way; the client writes the entry within seconds of the blob, so
 # ten minutes leave room for a client that is starved or stopped.
@@ -156,8 +159,10 @@ class Inventory:
         dangling = [session._replace(size_bytes=0) for guid, session in self._missing.items() if guid not in accounted]
         self._sessions.sort()
         dangling.sort()
-        torn = sorted(name for name in self._sizes if name.startswith(ASIDE_PREFIX))
-        return Snapshot(self._sessions, dangling, anomalies, torn)
+        leftovers = {name: size for name, size in self._sizes.items() if is_commit_file(name)}
+        torn = sorted(name for name in leftovers if name.startswith(ASIDE_PREFIX))
+        leftovers.update((name, 0) for name in self._odd if is_commit_file(name))
+        return Snapshot(self._sessions, dangling, anomalies, torn, leftovers)
 
     def _settle_repeats(self) -> None:
         """As in every JSON reader, the last of several members with one key counts.
@@ -188,10 +193,13 @@ class Inventory:
             return
         except OSError as error:
             raise StoreError("examine", self._store.file(name), error) from error
-        if now - from_timestamp(status.st_mtime) < IN_FLIGHT_AGE:
-            yield Anomaly(IN_FLIGHT, name, status.st_size, "no entry yet, younger than 10 minutes")
+        modified_at = from_timestamp(status.st_mtime)
+        if now - modified_at < IN_FLIGHT_AGE:
+            is_ahead = modified_at - now > IN_FLIGHT_AGE
+            detail = "no entry, dated in the future" if is_ahead else "no entry yet, younger than 10 minutes"
+            yield Anomaly(IN_FLIGHT, name, status.st_size, detail, modified_at)
         else:
-            yield Anomaly(ORPHAN, name, status.st_size, "no entry")
+            yield Anomaly(ORPHAN, name, status.st_size, "no entry", modified_at)
 
 
 def stores_below(path: str) -> list[str]:

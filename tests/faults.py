@@ -20,7 +20,7 @@ import pytest
 from client import Client
 from stores import blobs, leftovers, make_store, read_entries
 
-from storage_manager import cli
+from storage_manager import cli, holder
 from storage_manager.clock import Clock
 
 METADATA, DRAFT, PREV, LOCK = "metadata.json", ".metadata.json.tmp", ".metadata.json.prev", ".prune_size.lock"
@@ -176,6 +176,8 @@ class Pauses:
         patch.setattr(Clock, "install", lambda clock: None)
         patch.setattr(Clock, "monotonic", lambda clock: self._monotonic())
         patch.setattr(Clock, "pause", lambda clock, secs: self._pause(secs))
+        # Whoever held a lock that is left is this very process; it stands for one that has died.
+        patch.setattr(holder, "_is_alive", lambda pid: False)
 
     def _monotonic(self) -> float:
         self.secs += 1e-4  # what polls without a pause must come to an end, too
@@ -219,6 +221,9 @@ def run_main(storage: Path, arguments: Sequence[str], level: str = "ERROR") -> i
 # saves one of 1000 bytes more, and the six oldest go; a prune that has nothing to delete would sweep nothing.
 PRUNE = ("prune-size", "--max-mb", "5500B")
 PURGE = ("purge", "--group", "old", "--age-days", "0", "--yes")
+PURGE_ORPHANS = ("purge", "--orphans", "--age-days", "0", "--yes")
+ADOPT = ("check", "--adopt-orphans", "lost")
+REPAIR = ("check", "--repair", "--yes")
 OLD = 1_000_000_000
 LATE, PUT_BACK, NEW, LAST = (f"{digit * 8}-aaaa-4bbb-8ccc-dddddddddddd" for digit in "1234")
 
@@ -242,9 +247,11 @@ class Scene(NamedTuple):
     """Whether metadata.json is missing."""
     access_list: bytes | None = None
     """That of metadata.json."""
+    purged: int = 3
+    """How many of the oldest go if the command is not PRUNE."""
 
     def victims(self, acted: bool, last: bool = False) -> list[str]:
-        return self.order[: 3 + 2 * acted + last if self.arguments == PRUNE else 3]
+        return self.order[: 3 + 2 * acted + last if self.arguments == PRUNE else self.purged]
 
 
 def made(make: Callable[[Path], Scene], storage: Path) -> Scene:
@@ -278,6 +285,40 @@ def _document(texts: dict[str, bytes], **more: Any) -> bytes:
 
 def purge(storage: Path) -> Scene:
     return plain(storage, PURGE)
+
+
+def with_orphans(storage: Path, arguments: tuple[str, ...] = ADOPT, purged: int = 0) -> Scene:
+    """The two oldest have lost their entries."""
+    scene = plain(storage, arguments)
+    texts = {guid: text for guid, text in scene.texts.items() if guid not in scene.order[:2]}
+    (storage / METADATA).write_bytes(_document(texts))
+    for guid in scene.order[:2]:
+        os.utime(storage / f"{guid}.json", (OLD, OLD))
+    return scene._replace(texts=texts, purged=purged)
+
+
+def orphans_to_purge(storage: Path) -> Scene:
+    return with_orphans(storage, PURGE_ORPHANS, 2)
+
+
+def orphans_and_overlap(storage: Path) -> Scene:
+    return with_orphans(storage)._replace(overlapping=True, saved={LATE: _blob(storage, LATE)})
+
+
+def nothing_but_orphans(storage: Path) -> Scene:
+    scene = plain(storage, ADOPT)
+    (storage / METADATA).unlink()
+    for guid in (*scene.order, scene.small):
+        os.utime(storage / f"{guid}.json", (OLD, OLD))
+    return scene._replace(texts={}, purged=0, missing=True)
+
+
+def to_repair(storage: Path) -> Scene:
+    """All that is left of dead runs and clients, and an entry whose blob is gone."""
+    scene = left(storage)
+    gone = {"format": "json", "size": 1, "created_at": "2026-01-01T00:00:00"}
+    (storage / METADATA).write_bytes(_document(scene.texts, **{NEW.replace("a", "b"): gone}))
+    return scene._replace(arguments=REPAIR, unfinished=(), purged=0)
 
 
 def access_list(storage: Path) -> Scene:
@@ -507,8 +548,11 @@ def expect_convergence(storage: Path, scene: Scene, client: Overlap, where: str,
     by_client = {guid: _text(guid, entry) for guid, entry in read_entries(storage).items()}
     expected = {*scene.order, *scene.saved, NEW, LAST} - set(scene.victims(acted=True, last=True))
     asides = len(scene.unfinished)
+    arguments = (*ADOPT, *REPAIR[1:]) if scene.arguments in (ADOPT, REPAIR) else scene.arguments
+    if (storage / LOCK).exists():
+        os.utime(storage / LOCK, (OLD, OLD))  # an empty one counts as somebody's for a second
     for _ in range(2):
-        assert run_main(storage, scene.arguments) == 0, where
+        assert run_main(storage, arguments) == 0, where
         entries = read_entries(storage)
         assert set(entries) == expected == blobs(storage), f"{where}: {set(entries) ^ expected}"
         if len(leftovers(storage)) == asides:

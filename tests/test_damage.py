@@ -572,6 +572,63 @@ def test_damaged_stores(in_memory: Path, tool: Tool, seeds: Callable[[int], rang
             shutil.rmtree(directory)
 
 
+CHECKS = (["check"], ["check", "--repair", "--yes"], ["check", "--adopt-orphans=lost"],
+          ["check", "--repair", "--yes", "--adopt-orphans=lost"])  # fmt: skip
+
+
+def check_check(tool: Tool, directory: Path, rng: random.Random, kind: str, notes: list[str]) -> None:
+    """Whatever it finds and mends: no blob goes, no session's entry changes, and the exit code is a documented one."""
+    notes += damaged_store(directory, rng, kind)
+    argv = [*rng.choice(CHECKS), *["--json"] * (rng.random() < 0.7)]
+    command = Command(argv, "check", changes=any(word.startswith(("--repair", "--adopt")) for word in argv))
+    notes.append(" ".join(argv))
+    storage = os.fsencode(directory / "storage")
+    before = look(storage)
+    result = tool(storage, command, rng.choice(("json", "text")))
+    after = look(storage)
+    assert result.code in (0, 1, 2)
+    assert (result.code == 0) <= (not result.failed)
+    ours = {METADATA, LOCK, DRAFT, *PREVIOUS, *filter(is_torn, {**before, **after})}
+    assert {name: seen for name, seen in before.items() if name not in ours} == {
+        name: seen for name, seen in after.items() if name not in ours
+    }, "something else than metadata has changed"
+    if not command.changes:
+        assert after == before, "looking has changed something"
+    if result.code == 2:
+        assert after == before and of_the_previous_generation(before.get(LOCK))
+    if result.out and command.prints_json:
+        assert json.loads(result.out)["exit_code"] == result.code
+    if after == before:
+        return
+    store = Store(before, recovers=True)
+    if store.members is None or METADATA not in after:
+        assert METADATA not in before or after.get(METADATA) == before[METADATA]
+        return
+    members = members_in(after[METADATA])
+    assert members is not None, "metadata.json is no JSON any more"
+    present = {member.key for member in members}
+    lost = {member.key for member in store.members} - present
+    assert lost <= store.dangling.keys() and not lost & store.beginnings, "an entry was dropped whose blob is there"
+    if not store.left:
+        kept = [member for member in store.members if member.key in present]
+        assert store.has_kept(members[: len(kept)], kept), "survivors keep their text and their order"
+
+
+@pytest.mark.parametrize("kind", ["text", "directory", "both"])
+def test_checks_of_damaged_stores(in_memory: Path, tool: Tool, seeds: Callable[[int], range], kind: str) -> None:
+    directory = in_memory / "case"
+    for seed in seeds(400):
+        directory.mkdir()
+        notes: list[str] = []
+        try:
+            check_check(tool, directory, random.Random(f"check {kind} {seed}"), kind, notes)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {'; '.join(notes)}: {error}") from error
+        finally:
+            os.chmod(directory / "storage", 0o700)
+            shutil.rmtree(directory)
+
+
 # --- entries that come more than once: of each key the last member counts -----------------------------------
 
 TWICE = "11111111-2222-4333-8444-555555555555"

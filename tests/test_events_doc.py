@@ -24,7 +24,7 @@ LEVELS = {
 EVENT_KEY = re.compile(r"(?:storage_manager|housekeeper)(?:\.[a-z_]+)+")
 
 # The parts of an f-string that a key is made of.
-PLACEHOLDERS = {"job.kind": ("prune", "purge")}
+PLACEHOLDERS = {"job.kind": ("prune", "purge"), "kind": ("prune", "purge", "repair", "adopt")}
 
 # Fields that a call could give to an event by its form alone, but never does.
 NEVER = {
@@ -107,7 +107,7 @@ class Source:
         if isinstance(expression, ast.DictComp):
             source = expression.generators[0].iter.func.value
             if isinstance(expression.key, ast.JoinedStr):
-                assert ast.unparse(source).startswith("_parse_holder(")
+                assert ast.unparse(source).startswith("parse_holder(")
                 return HOLDER_FIELDS - {"holder_generation"}
             left_out = {
                 node.value
@@ -189,9 +189,10 @@ def dict_keys(expression: ast.expr) -> set[str]:
 
 
 def holder_fields() -> set[str]:
-    """Whatever lock.py says about a holder."""
+    """Whatever lock.py and holder.py say about a holder."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / "lock.py").read_text())):
+    texts = ((PACKAGE / name).read_text() for name in ("lock.py", "holder.py"))
+    for node in (node for text in texts for node in ast.walk(ast.parse(text))):
         if isinstance(node, ast.Dict):
             names |= dict_keys(node)
         elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):

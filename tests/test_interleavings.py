@@ -206,8 +206,11 @@ def expect(holds: object, what: str) -> None:
         raise Lost(what)
 
 
-def check(world: World, service: Service, victims: int) -> None:
-    """What must hold whatever has happened, for `victims` sessions at most that the policy may have chosen."""
+def check(world: World, service: Service, victims: int, forgiven: bool = False) -> None:
+    """What must hold whatever has happened, for `victims` sessions at most that the policy may have chosen.
+
+    With `forgiven`, a change of an entry may be lost.
+    """
     storage = world.storage
     on_disk = blobs(storage)
     by_age = sorted(service.expected, key=lambda guid: service.expected[guid]["created_at"])
@@ -224,7 +227,7 @@ def check(world: World, service: Service, victims: int) -> None:
         expect(writer is not None and writer.dead and not is_prune(writer), f"a torn file: {text!r}")
         return
     expect(service.torn_reads == 0, "a client was shown a torn file")
-    forgiven = world.coarse and any(each.dead and is_prune(each) for each in world.actors)
+    forgiven = forgiven or world.coarse and any(each.dead and is_prune(each) for each in world.actors)
     for guid in on_disk.intersection(service.expected).difference(service.uncertain):
         expect(guid in entries, f"without its entry: {guid}")
         # Not promised where time stamps are coarse: a change of an entry, not its loss, beside a prune that dies.
@@ -276,15 +279,21 @@ class Case:
                 if is_prune(each) and not each.dead:
                     self.expect_exit_code(each.result)
             if not any(each.dead and is_prune(each) for each in self.world.actors):
-                check(self.world, self.service, self.victims)  # else the next run has to recover first
+                self.check()  # else the next run has to recover first
             with self.world.left_behind():
-                check_afterwards(self.world, self.service, self.victims)
+                self.check_afterwards()
             return True
         except AssertionError as error:
             steps = "\n".join(self.world.trace[-100:])
             raise Lost(f"{error}\n{steps}\nschedule: {self.world.told()}") from error
         finally:
             shutil.rmtree(self.storage.parent)
+
+    def check(self) -> None:
+        check(self.world, self.service, self.victims)
+
+    def check_afterwards(self) -> None:
+        check_afterwards(self.world, self.service, self.victims)
 
     def expect_exit_code(self, code: int) -> None:
         if code == 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -160,4 +161,31 @@ def test_a_client_beside_the_loop_loses_nothing(storage: Path, tmp_path: Path, l
     assert deleted
     for _ in range(2):  # the first may keep what the second sees to be safe
         prune(storage, 10_000_000)
+    assert leftovers(storage) == []
+
+
+def test_orphans_are_adopted_beside_a_client_at_full_speed(storage: Path) -> None:
+    """Each is a session in the end or an orphan still; what the client saves is not touched."""
+    old = old_store(storage, 60)
+    lost = old[::2]
+    rewrite(storage, {guid: entry for guid, entry in read_entries(storage).items() if guid not in lost})
+    for guid in lost:
+        os.utime(storage / f"{guid}.json", (1_000_000_000, 1_000_000_000))
+    adopted: set[str] = set()
+    has_ended = False
+    with client(storage, SAVES, "--mix", "--size", SAVE_BYTES) as process:
+        while not has_ended:
+            has_ended = process.poll() is not None  # once more when it has
+            done = run_tool("--storage-dir", storage, "--log-format", "json", "check", "--adopt-orphans", "lost")
+            assert done.returncode in (0, 1) and "@x" not in done.stderr, done.stderr
+            assert "failed" not in " ".join(item["event"] for item in events(done.stderr)), done.stderr
+            adopted |= {
+                item["guid"] for item in events(done.stderr) if item["event"] == "storage_manager.adopt.adopted"
+            }
+        saved = saved_by(process)
+    assert adopted == set(lost)
+    expect_nothing_lost(storage, saved, old, [])
+    entries = read_entries(storage)
+    assert {guid for guid in entries if entries[guid].get("group") == "lost"} == set(lost)
+    assert run_tool("--storage-dir", storage, "check", "--repair", "--yes").returncode == 0
     assert leftovers(storage) == []

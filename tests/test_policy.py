@@ -23,7 +23,7 @@ from storage_manager.model import (
     Session,
     Snapshot,
 )
-from storage_manager.policy import PruneLimits, plan_prune, plan_purge
+from storage_manager.policy import PruneLimits, plan_orphan_purge, plan_prune, plan_purge
 
 NOW = datetime(2026, 6, 1, 12, 0, 0)
 GROUPS = (None, None, "research", "café")
@@ -541,3 +541,25 @@ def test_the_whole_store_is_its_own_scope_and_a_group_has_no_anomalies() -> None
     assert snapshot.scoped("mine").usage_bytes == 10
     assert snapshot.scoped("").usage_bytes == 0
     assert snapshot.usage_bytes == 23
+
+
+# Orphans
+
+
+def test_orphans_are_chosen_by_age_and_nothing_else_is() -> None:
+    now = datetime(2026, 3, 1)
+    ages = {"a": 40, "b": 30, "c": 29}
+    anomalies = [
+        Anomaly(ORPHAN, f"{letter * 8}-4444-4444-8444-444444444444.json", 10, "", now - timedelta(days=days))
+        for letter, days in ages.items()
+    ]
+    young = Anomaly(IN_FLIGHT, "dddddddd-4444-4444-8444-444444444444.json", 5, "", now - timedelta(days=99))
+    session = Session(datetime(2020, 1, 1), "e" * 36, "json", None, None, 100)
+    snapshot = Snapshot([session], [session._replace(guid="f" * 36)], [*anomalies, young])
+    for days, letters in ((30, "ab"), (0, "abc"), (1e300, ""), (40.5, "")):
+        plan = plan_orphan_purge(snapshot, days, now)
+        assert [victim.guid[0] for victim in plan.victims] == list(letters)
+        kept = [orphan.guid[0] for keep in plan.kept for orphan in keep.sessions]
+        assert sorted(kept + list(letters)) == list("abc")
+        assert (plan.current_bytes, plan.freed_bytes) == (135, 10 * len(letters))
+        assert plan.are_orphans and plan.noun == "orphan" and not plan.swept

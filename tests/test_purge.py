@@ -327,3 +327,66 @@ def test_the_lock_is_waited_for_or_left_alone(storage: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_UN)
             assert tool.end() == 0
     assert left(storage) == set()
+
+
+# Orphans
+
+ORPHANS = [f"{digit * 8}-4444-4444-8444-444444444444" for digit in "456"]
+
+
+def orphan(storage: Path, guid: str, secs: float, extension: str = "json") -> Path:
+    path = storage / f"{guid}.{extension}"
+    path.write_bytes(b"x" * 100)
+    moment = datetime.now().timestamp() - secs
+    os.utime(path, (moment, moment))
+    return path
+
+
+def test_orphans_go_by_the_time_they_were_written(storage: Path) -> None:
+    guids = make_store(storage, 2)
+    text = (storage / "metadata.json").read_bytes()
+    for guid, days in zip(ORPHANS, (50, 40, 20)):
+        orphan(storage, guid, days * DAY_SECS)
+    done = purge(storage, "--orphans", "--age-days", "30")
+    assert done.returncode == 0
+    assert done.stdout == "deleted 2 orphans, 200 B; 2.1 KB remain\n"
+    assert blobs(storage) == {*guids, ORPHANS[2]}
+    assert (storage / "metadata.json").read_bytes() == text and leftovers(storage) == []
+    deleted = [item for item in events(done.stderr) if item["event"] == "storage_manager.purge.deleted"]
+    assert [item["guid"] for item in deleted] == ORPHANS[:2]
+    assert deleted[0]["reason"] == "an orphan, 30 days or older"
+
+
+def test_every_orphan_goes_but_none_in_flight(storage: Path) -> None:
+    guids = make_store(storage, 2)
+    for guid, secs in zip(ORPHANS, (DAY_SECS, 590, -DAY_SECS)):
+        orphan(storage, guid, secs)
+    (storage / f"{guids[0]}.json").unlink()  # dangling entries stay: they are no orphans
+    assert purge(storage, "--orphans", "--age-days", "0", "--yes").returncode == 0
+    assert blobs(storage) == {guids[1], *ORPHANS[1:]}
+    assert set(read_entries(storage)) == set(guids)
+
+
+def test_every_orphan_is_asked_about(storage: Path) -> None:
+    orphan(storage, ORPHANS[0], DAY_SECS)
+    done = purge(storage, "--orphans", "--age-days", "0", stdin="no\n")
+    assert "This deletes every orphan in " in done.stderr and blobs(storage) == {ORPHANS[0]}
+
+
+def test_a_dry_run_names_the_orphans_and_leaves_them(storage: Path) -> None:
+    orphan(storage, ORPHANS[0], 40 * DAY_SECS)
+    done = purge(storage, "--orphans", "--dry-run")
+    assert ORPHANS[0] in done.stdout and "would delete 1 orphan, 100 B" in done.stdout
+    assert blobs(storage) == {ORPHANS[0]}
+
+
+def test_two_orphans_with_one_guid_are_two(storage: Path) -> None:
+    for extension in ("json", "md"):
+        orphan(storage, ORPHANS[0], 40 * DAY_SECS, extension)
+    found = json.loads(purge(storage, "--orphans", "--json").stdout)
+    assert (found["deleted_count"], found["freed_bytes"], len(found["plan"])) == (2, 200, 2)
+
+
+def test_orphans_have_no_group(storage: Path) -> None:
+    done = purge(storage, "--orphans", "--group", "a")
+    assert done.returncode == 64 and "group is not known" in done.stderr

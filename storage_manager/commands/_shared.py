@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +11,7 @@ from storage_manager import report
 from storage_manager.clock import Clock
 from storage_manager.config import DEFAULT_LOCK_STALE_SECS
 from storage_manager.entry import utc_text
+from storage_manager.errors import StorageManagerError
 from storage_manager.logs import EventLog
 from storage_manager.model import Outcome, Session
 from storage_manager.output import Output
@@ -49,6 +51,25 @@ def add_lock_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_LOCK_STALE_SECS,
         help="age from which a lock file of the previous housekeeper counts as left behind (default: 3600)",
     )
+
+
+def confirmed(warning: str, clock: Clock) -> bool:
+    """Whether the user says yes. Raises StorageManagerError when there is nobody to answer, and Interrupted."""
+    if sys.stderr is not None:
+        print(warning, file=sys.stderr)
+        print("Are you sure? (yes/no) ", end="", file=sys.stderr, flush=True)
+    try:
+        answer = ""
+        if sys.stdin is not None:
+            clock.wait_for_input(sys.stdin.fileno())
+            answer = sys.stdin.readline()
+    except (OSError, ValueError):
+        answer = ""
+    if sys.stderr is not None and not (answer and sys.stdin.isatty()):
+        print(file=sys.stderr)  # nobody has pressed return
+    if not answer:
+        raise StorageManagerError("there is nobody to answer; use --yes to go on without being asked")
+    return answer.strip().lower() in ("yes", "y")
 
 
 def execute(job: Job, only_plan: bool, clock: Clock, log: EventLog) -> Outcome:
@@ -111,7 +132,7 @@ def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:
 def _decisions(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, Session, str]]:
     """The plan's decisions, with what failed called so; the sessions that stay only where asked for."""
     for action, session, reason in outcome.plan.decisions():
-        if session.guid in outcome.failed:
+        if session.blob_name in outcome.failed:
             yield "failed", session, reason
         elif verbose or action != "keep":
             yield action, session, reason

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from storage_manager.clock import Clock
 from storage_manager.commands import Context
-from storage_manager.commands._shared import add_lock_arguments, argument, execute, show
-from storage_manager.errors import EXIT_OK, StorageManagerError
-from storage_manager.policy import plan_purge
+from storage_manager.commands._shared import add_lock_arguments, argument, confirmed, execute, show
+from storage_manager.errors import EXIT_OK, UsageError
+from storage_manager.model import Plan, Snapshot
+from storage_manager.policy import plan_orphan_purge, plan_purge
 from storage_manager.quantity import parse_number
 from storage_manager.text import printable
 
@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="age in days of 24 hours (default: 30); 0 is everything, and asks first",
     )
     parser.add_argument("--group", metavar="G", help="only this group's sessions")
+    parser.add_argument(
+        "--orphans",
+        action="store_true",
+        help="orphans instead of sessions, by the time they were last modified (`check --adopt-orphans` keeps them)",
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="say what would go; delete nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -39,18 +44,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, context: Context) -> int:
     from storage_manager.pruner import Job  # `health` must not wait for it
 
+    if args.orphans and args.group is not None:
+        raise UsageError("--orphans and --group exclude each other: an orphan's group is not known")
+
+    def planner(snapshot: Snapshot, now: datetime) -> Plan:
+        if args.orphans:
+            return plan_orphan_purge(snapshot, args.age_days, now)
+        return plan_purge(snapshot, args.age_days, args.group, now)
+
     job = Job(
         kind="purge",
         command=NAME,
         storage_dir=context.settings.storage_dir,
-        planner=lambda snapshot, now: plan_purge(snapshot, args.age_days, args.group, now),
+        planner=planner,
         group=args.group,
         limit_bytes=None,
         target_bytes=None,
         lock_timeout_secs=args.lock_timeout,
         lock_stale_secs=args.lock_stale_seconds,
     )
-    if args.age_days == 0 and not (args.yes or args.dry_run) and not _confirmed(job, context.clock):
+    needs_answer = args.age_days == 0 and not (args.yes or args.dry_run)
+    if needs_answer and not confirmed(_warning(job, args.orphans), context.clock):
         context.log.info("storage_manager.purge.cancelled", "cancelled; nothing was deleted", group=args.group)
         if args.json:
             context.out.json({"command": NAME, "cancelled": True, "exit_code": EXIT_OK})
@@ -62,20 +76,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     return outcome.exit_code
 
 
-def _confirmed(job: Job, clock: Clock) -> bool:
-    whose = "every session" if job.group is None else f"every session of group {printable(job.group, 80)}"
-    if sys.stderr is not None:
-        print(f"This deletes {whose} in {printable(job.storage_dir)}.", file=sys.stderr)
-        print("Are you sure? (yes/no) ", end="", file=sys.stderr, flush=True)
-    try:
-        answer = ""
-        if sys.stdin is not None:
-            clock.wait_for_input(sys.stdin.fileno())
-            answer = sys.stdin.readline()
-    except (OSError, ValueError):
-        answer = ""
-    if sys.stderr is not None and not (answer and sys.stdin.isatty()):
-        print(file=sys.stderr)  # nobody has pressed return
-    if not answer:
-        raise StorageManagerError("there is nobody to answer; use --yes to delete everything without being asked")
-    return answer.strip().lower() in ("yes", "y")
+def _warning(job: Job, orphans: bool) -> str:
+    what = "orphan" if orphans else "session"
+    whose = f"every {what}" if job.group is None else f"every {what} of group {printable(job.group, 80)}"
+    return f"This deletes {whose} in {printable(job.storage_dir)}."
