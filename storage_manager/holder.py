@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Optional
 from storage_manager.clock import Clock
 from storage_manager.entry import from_timestamp, parse_time, utc_text
 from storage_manager.errors import describe_errno, failing_as
+from storage_manager.process import is_alive
 from storage_manager.store import Store
 from storage_manager.text import printable
 
@@ -131,22 +132,10 @@ def _told_by(line: bytes, age_secs: float, is_old: bool, clock: Clock) -> tuple[
     who = f"process {pid} on {host} ({holder.get('command')})"
     if host != os.uname().nodename:
         return not is_old, False, f"{who}; whether it lives cannot be seen from here"
-    if not _is_alive(pid):
+    if not is_alive(pid):
         return False, True, f"{who}, which is gone"
     # The number may be another process's by now: the holder of a lock renews its time.
     return not is_old, False, f"{who}; it may be stuck, or another process by now" if is_old else who
-
-
-def _is_alive(pid: int) -> bool:
-    if pid <= 0:  # to kill() not one process, but a group
-        return False
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 def age_secs_of(fd: int, clock: Clock) -> float:

@@ -39,10 +39,23 @@ def condition(process: Process) -> str:
         return ELSEWHERE
     fields = _fields(process.pid)
     if fields is None:
-        return ALIVE if _answers(process.pid) else GONE
+        return ALIVE if is_alive(process.pid) else GONE
     if fields[_STATE] in ("Z", "X") or process.started_ticks not in (None, int(fields[_STARTED])):
         return GONE
     return STOPPED if fields[_STATE] in ("T", "t") else ALIVE
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process with this number, whoever it is by now. Raises nothing."""
+    if pid <= 0:  # to kill() not one process, but a group
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # somebody else's, but there
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _fields(pid: int) -> Optional[list[str]]:
@@ -53,16 +66,6 @@ def _fields(pid: int) -> Optional[list[str]]:
     except OSError:
         return None
     return fields if len(fields) > _STARTED else None
-
-
-def _answers(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:  # somebody else's, but there
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 def _host() -> str:

@@ -11,11 +11,14 @@ from storage_manager.document import visit_members
 from storage_manager.logs import EventLog
 from storage_manager.metadata import READ_PATIENCE_SECS, Reading, read_stable
 from storage_manager.model import ANOMALY_KINDS, DANGLING, IN_FLIGHT, Snapshot
-from storage_manager.store import Inventory, Store, open_store, stores_below
+from storage_manager.store import METADATA_NAME, Inventory, Store, open_store, stores_below
 from storage_manager.text import printable
 
 # A report names this many of a kind; thousands of orphans, found again each hour, must not fill the log.
 EXAMPLES = 5
+
+# For so long a busy client may leave a large metadata.json torn without anybody being told.
+SILENCE_SECS = 5.0
 
 
 class Findings(NamedTuple):
@@ -29,7 +32,7 @@ class Findings(NamedTuple):
     """Stores right below a directory that holds nothing: probably the wrong one is configured."""
 
 
-def survey(store: Store, clock: Clock) -> tuple[Snapshot, Optional[Reading]]:
+def survey(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optional[Reading]]:
     """One consistent look at a store: its snapshot, and the metadata it came from (None: there is none).
 
     Takes no lock. The caller closes the reading. Raises MetadataCorrupt, StoreError, Interrupted.
@@ -40,7 +43,7 @@ def survey(store: Store, clock: Clock) -> tuple[Snapshot, Optional[Reading]]:
         visit_members(data, inventory.visitor())
         return inventory
 
-    found = read_stable(store, _ReaderPatience(clock), take_inventory)
+    found = read_stable(store, _ReaderPatience(clock, store, log), take_inventory)
     if found is None:
         return Inventory(store).snapshot(clock.now()), None
     reading, inventory = found
@@ -52,12 +55,23 @@ def survey(store: Store, clock: Clock) -> tuple[Snapshot, Optional[Reading]]:
 
 
 class _ReaderPatience(Patience):
-    """Patience for a command that has changed nothing yet: asked to stop, it stops at once."""
+    """Patience for a command that has changed nothing yet: asked to stop, it stops at once. Says what it waits for."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, store: Store, log: EventLog) -> None:
         super().__init__(clock, READ_PATIENCE_SECS, 0.0)
+        self._file = store.file(METADATA_NAME)
+        self._log = log
+        self._silent_until: Optional[float] = clock.monotonic() + SILENCE_SECS
 
     def pause(self, secs: float) -> None:
+        if self._silent_until is not None and self._clock.monotonic() >= self._silent_until:
+            self._silent_until = None
+            self._log.warning(
+                "storage_manager.metadata_torn",
+                f"{self._file} is not whole: somebody is writing it, or it is damaged. Waiting for up to "
+                f"{READ_PATIENCE_SECS:g} seconds",
+                file=self._file,
+            )
         super().pause(secs)
         self._clock.check()
 
@@ -65,7 +79,7 @@ class _ReaderPatience(Patience):
 def take_snapshot(storage_dir: str, clock: Clock, log: EventLog) -> tuple[Snapshot, Findings]:
     """What is in a store, for a command that only looks. Reports anomalies."""
     with open_store(storage_dir) as store:
-        snapshot, reading = survey(store, clock)
+        snapshot, reading = survey(store, clock, log)
         if reading is not None:
             reading.close()
     return snapshot, report_findings(snapshot, storage_dir, log)

@@ -34,22 +34,23 @@ class Progress:
 class Transaction:
     """A store under the prune lock, with nothing left over from a run that died."""
 
-    def __init__(self, store: Store, lock: PruneLock, committer: Committer, clock: Clock) -> None:
+    def __init__(self, store: Store, lock: PruneLock, committer: Committer, clock: Clock, log: EventLog) -> None:
         self.store = store
         self.lock = lock
         self.committer = committer
         self._clock = clock
+        self._log = log
 
     def look(self) -> tuple[Snapshot, Optional[Reading]]:
         """A look at the store, after merging what writers that seemed dead have finished after all.
 
         The caller closes the reading. Raises like survey() and Committer.commit(), and Interrupted.
         """
-        snapshot, reading = survey(self.store, self._clock)
+        snapshot, reading = survey(self.store, self._clock, self._log)
         try:
             if snapshot.torn and self.committer.recover_torn(snapshot.torn):
                 _close(reading)
-                snapshot, reading = survey(self.store, self._clock)
+                snapshot, reading = survey(self.store, self._clock, self._log)
             self._clock.check()
         except BaseException:
             _close(reading)
@@ -72,7 +73,7 @@ def transaction(
                 try:
                     committer.recover()
                     clock.check()
-                    yield Transaction(store, lock, committer, clock)
+                    yield Transaction(store, lock, committer, clock, log)
                 finally:
                     committer.close()
         clock.check()

@@ -177,7 +177,7 @@ class Pauses:
         patch.setattr(Clock, "monotonic", lambda clock: self._monotonic())
         patch.setattr(Clock, "pause", lambda clock, secs: self._pause(secs))
         # Whoever held a lock that is left is this very process; it stands for one that has died.
-        patch.setattr(holder, "_is_alive", lambda pid: False)
+        patch.setattr(holder, "is_alive", lambda pid: False)
 
     def _monotonic(self) -> float:
         self.secs += 1e-4  # what polls without a pause must come to an end, too

@@ -13,11 +13,13 @@ from stores import make_store, read_entries, write_entries
 
 from storage_manager.clock import Clock
 from storage_manager.entry import from_timestamp
+from storage_manager.logs import EventLog, build_logger
 from storage_manager.model import IN_FLIGHT, NOT_A_FILE, ORPHAN, UNREADABLE, Anomaly, Session
 from storage_manager.orphans import OrphanGuard, adoptable, entries_text, missed
 from storage_manager.store import Store, open_store
 from storage_manager.survey import survey
 
+LOG = EventLog(build_logger(None, True, 10))
 GUIDS = [f"{digit * 8}-aaaa-4bbb-8ccc-dddddddddddd" for digit in "123"]
 THEN = datetime(2026, 1, 2, 3, 4, 5, 678)
 
@@ -86,7 +88,7 @@ def store(storage: Path) -> Iterator[Store]:
 
 def guarded(store: Store) -> tuple[OrphanGuard, list[Session]]:
     orphans = [Session(from_timestamp(1000), guid, "json", None, None, 7) for guid in GUIDS]
-    _, reading = survey(store, Clock())
+    _, reading = survey(store, Clock(), LOG)
     if reading is not None:
         reading.close()
     return OrphanGuard(store, Clock(), reading, orphans), orphans
