@@ -230,6 +230,10 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
         # A person at a terminal reads the result; the loop has no other result than its events.
         level = logging.WARNING if _is_quiet(args) or on_terminal and args.command != _LOOP else settings.log_level
     logger = build_logger(stream, as_json, level)
+    told = getattr(args.module, "TOLD_IN_RESULT", ())
+    if on_terminal and told and sys.stdout is not None and sys.stdout.isatty():
+        for handler in logger.handlers:
+            handler.addFilter(lambda record: getattr(record, "event", None) not in told)
     fallbacks = []
     if settings.log_file and not _is_quiet(args):
         problem = add_log_file(logger, settings.log_file, settings.storage_dir)

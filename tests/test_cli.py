@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,15 @@ def complains(stderr: str) -> bool:
     return any(item["@l"] in ("Warning", "Error", "Fatal") for item in events(stderr))
 
 
-def on_terminal(*arguments: object, env: dict[str, str] | None = None) -> tuple[int, str, str]:
-    """(exit code, standard output, what the terminal that is standard error was sent)."""
+def on_terminal(*arguments: object, env: dict[str, str] | None = None, both: bool = False) -> tuple[int, str, str]:
+    """(exit code, standard output, what the terminal was sent that is standard error, or `both`)."""
     terminal, stderr = pty.openpty()
     process = subprocess.Popen(
-        command(*arguments), env=clean_environment(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
+        command(*arguments),
+        env=clean_environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=stderr if both else subprocess.PIPE,
+        stderr=stderr,
     )
     os.close(stderr)
     shown = b""
@@ -100,7 +105,7 @@ def on_terminal(*arguments: object, env: dict[str, str] | None = None) -> tuple[
         shown += part
     os.close(terminal)
     stdout, _ = process.communicate(timeout=30)
-    return process.returncode, stdout.decode(), shown.decode().replace("\r\n", "\n")
+    return process.returncode, (stdout or b"").decode(), shown.decode().replace("\r\n", "\n")
 
 
 def with_redirection(redirection: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -581,6 +586,21 @@ def test_a_storage_directory_that_is_a_file_is_a_failure(tmp_path: Path) -> None
     done = run_tool("list", "--storage-dir", tmp_path / "file")
     assert done.returncode == 1
     assert "is not a directory" in event(done.stderr, "storage_manager.command_failed")["@m"]
+
+
+def test_on_a_terminal_check_tells_each_thing_once(storage: Path) -> None:
+    """Elsewhere the events are not to be missed."""
+    make_store(storage, 2)
+    orphan = storage / f"{uuid.uuid4()}.json"
+    orphan.write_bytes(b"x")
+    os.utime(orphan, (1e9, 1e9))
+    exit_code, _, shown = on_terminal("check", "--storage-dir", storage, both=True)
+    assert (exit_code, shown.count(orphan.name), shown.count("1 orphan")) == (1, 1, 1)
+    exit_code, stdout, shown = on_terminal("check", "--storage-dir", storage)
+    assert exit_code == 1 and orphan.name in stdout and orphan.name in shown
+    (storage / ".prune_size.lock").write_text("pid=1 started_at=1\n")
+    exit_code, _, shown = on_terminal("check", "--adopt-orphans", "back", "--storage-dir", storage, both=True)
+    assert exit_code == 2 and "another prune holds" in shown
 
 
 def test_a_directory_without_metadata_is_an_empty_store(storage: Path) -> None:

@@ -9,6 +9,8 @@ from storage_manager.commands._shared import add_lock_arguments
 
 NAME = "check"
 HELP = "what is odd about the store, with bytes and what to do; repairs when asked to"
+# On a terminal the result says it all; nobody need read it twice.
+TOLD_IN_RESULT = ("storage_manager.anomaly", "storage_manager.storage_suspect", "storage_manager.check.summary")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
