@@ -64,8 +64,15 @@ def run_tool(
     *arguments: object, env: dict[str, str] | None = None, stdin: str | None = None, timeout: float = 60, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """The tool in a process of its own, from the sources, with a clean environment."""
+    return run_command(command(*arguments), env, stdin, timeout, **options)
+
+
+def run_command(
+    words: list[str], env: dict[str, str] | None = None, stdin: str | None = None, timeout: float = 60, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """What command() or hurried_command() made, in a clean environment."""
     return subprocess.run(
-        command(*arguments),
+        words,
         env=clean_environment(env),
         input="" if stdin is None else stdin,
         capture_output=True,
@@ -78,6 +85,15 @@ def run_tool(
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "storage_manager", *map(str, arguments)]
+
+
+def hurried_command(constants: dict[str, float], *arguments: object) -> list[str]:
+    """The same with other constants, such as `{"seq.GATHER_SECS": 0.0}`: what a test is not about takes no time."""
+    code = "import sys\nfrom storage_manager import cli\n"
+    for name, value in constants.items():
+        module, _, constant = name.partition(".")
+        code += f"from storage_manager import {module}; {module}.{constant} = {value}\n"
+    return [sys.executable, "-c", code + "sys.exit(cli.main())", *map(str, arguments)]
 
 
 def clean_environment(more: dict[str, str] | None = None) -> dict[str, str]:

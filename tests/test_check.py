@@ -16,15 +16,31 @@ from typing import Any
 
 import pytest
 from client import Client
-from stores import blobs, event, events, leftovers, make_store, new_guid, read_entries, run_tool, write_entries
+from stores import (
+    blobs,
+    event,
+    events,
+    hurried_command,
+    leftovers,
+    make_store,
+    new_guid,
+    read_entries,
+    run_command,
+    run_tool,
+    write_entries,
+)
 
 ORPHAN = "44444444-4444-4444-8444-444444444444"
 LOCK, PREV, DRAFT, TORN = ".prune_size.lock", ".metadata.json.prev", ".metadata.json.tmp", ".metadata.json.torn-2026-a"
 LONG_AGO = 1_700_000_000
 
 
+# An adoption waits for clients that might undo it. Here is none; test_repair.py has one.
+HURRY = {"commit.WATCH_SECS": 0.0, "commit.REWRITE_SECS": 0.0}
+
+
 def check(storage: Path, *arguments: object, stdin: str | None = None) -> CompletedProcess[str]:
-    return run_tool("check", "--storage-dir", storage, *arguments, stdin=stdin)
+    return run_command(hurried_command(HURRY, "check", "--storage-dir", storage, *arguments), stdin=stdin)
 
 
 def look(storage: Path, *arguments: object) -> dict[str, Any]:

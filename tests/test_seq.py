@@ -628,17 +628,6 @@ def shipping_to(server: SeqServer | str, **more: str) -> dict[str, str]:
     return {"GOFR_DIG_SEQ_URL": url, "GOFR_DIG_SEQ_API_KEY": KEY, **more}
 
 
-def in_a_hurry_too(*arguments: object, **seconds: float) -> list[str]:
-    """The tool in a process of its own, which gathers events for a moment only; `seconds` are other constants."""
-    constants = {"GATHER_SECS": 0.02, **seconds}
-    code = (
-        "import sys; from storage_manager import cli, seq\n"
-        f"for name, secs in {constants}.items(): setattr(seq, name, secs)\n"
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
-    return [sys.executable, "-c", code, *map(str, arguments)]
-
-
 def test_the_url_alone_switches_shipping_on(storage: Path) -> None:
     make_store(storage, 1)
     with seq_server.seq_server() as server:
@@ -747,14 +736,14 @@ def test_whatever_the_server_does_a_prune_is_the_same_and_ends_in_time(
 ) -> None:
     guids = make_store(storage, 50, size=100)
     log = tmp_path / "log"
-    seconds = {"FLUSH_SECS": 0.5} if behaviour is DOWN["by bytes"] else {}  # one of the two waits to the real end
+    # One of the two that are silent waits to the real end.
+    constants = {"seq.FLUSH_SECS": 0.5} if behaviour is DOWN["by bytes"] else {}
     with down(behaviour) as url:
         started = time.monotonic()
-        done = subprocess.run(
-            in_a_hurry_too("prune-size", "--max-mb", "2000B", "--storage-dir", storage, **seconds),
-            env=stores.clean_environment(shipping_to(url, GOFR_DIG_LOG_FILE=str(log))),
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = stores.run_command(
+            stores.hurried_command(constants, "prune-size", "--max-mb", "2000B", "--storage-dir", storage),
+            env=shipping_to(url, GOFR_DIG_LOG_FILE=str(log)),
+        )
         took_secs = time.monotonic() - started
     assert done.returncode == 0
     assert done.stdout == "deleted 30 sessions, 2.9 KB; 2.0 KB remain\n"
@@ -770,9 +759,11 @@ def test_whatever_the_server_does_a_prune_is_the_same_and_ends_in_time(
         assert secret not in shown
 
 
-def start_loop(storage: Path, env: dict[str, str], **seconds: float) -> subprocess.Popen[str]:
+def start_loop(storage: Path, env: dict[str, str], **constants: float) -> subprocess.Popen[str]:
+    hurry = {"GATHER_SECS": 0.02, **constants}
     return subprocess.Popen(
-        in_a_hurry_too("run-loop", "--storage-dir", storage, **seconds), env=stores.clean_environment(env),
+        stores.hurried_command({f"seq.{name}": secs for name, secs in hurry.items()}, "run-loop"),
+        env=stores.clean_environment({**env, "GOFR_DIG_STORAGE": str(storage)}),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -147,7 +147,7 @@ def slow_deletions(monkeypatch: pytest.MonkeyPatch, clock: Timed, secs: float) -
 
 
 def test_a_long_cycle_shows_that_it_is_alive(storage: Path, told: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_store(storage, 101, size=10)
+    make_store(storage, 51, size=10)
     clock = Timed()
     slow_deletions(monkeypatch, clock, 1.0)
     written: list[datetime] = []
@@ -162,7 +162,7 @@ def test_a_long_cycle_shows_that_it_is_alive(storage: Path, told: Loop, monkeypa
     monkeypatch.setattr(status, "replace_file", replace_file)
     told.run(lambda: settings_for(storage, MAX_STORAGE_MB="10B"), clock)
     pauses = [(after - before).total_seconds() for before, after in zip(written, written[1:])]
-    assert len(pauses) == 20 and set(pauses) == {5.0}
+    assert len(pauses) == 10 and set(pauses) == {5.0}
 
 
 def test_the_failures_in_a_row_are_in_the_heartbeat(tmp_path: Path, told: Loop) -> None:
@@ -363,13 +363,13 @@ def test_without_a_watchdog_the_loop_sleeps_in_one_go(storage: Path, told: Loop)
 
 
 def test_the_watchdog_is_fed_during_a_long_prune(storage: Path, told: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_store(storage, 301, size=10)
+    make_store(storage, 91, size=10)
     clock = Timed()
     slow_deletions(monkeypatch, clock, 1.0)
     clock.at_sleep = clock.stop
     told.run(lambda: watched(storage, MAX_STORAGE_MB="10B"), clock)
-    before_the_outcome = told.sent[: next(n for n, line in enumerate(told.sent) if "deleted 300" in line)]
-    assert before_the_outcome.count(WATCHDOG) == 300 // 15
+    before_the_outcome = told.sent[: next(n for n, line in enumerate(told.sent) if "deleted 90" in line)]
+    assert before_the_outcome.count(WATCHDOG) == 90 // 15
 
 
 def test_a_loop_that_fails_all_the_time_is_not_fed_any_more(tmp_path: Path, told: Loop) -> None:
