@@ -76,6 +76,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         clock.retire()
         return exit_code
     except Interrupted as interrupted:  # before or after the command itself
+        clock.retire()
         return EXIT_OK if _LOOP in arguments else interrupted.exit_code
     except OSError as error:  # no descriptor left, for one: there is no log yet to tell it
         with suppress(OSError):

@@ -48,8 +48,12 @@ class Clock:
         signal.signal(signal.SIGUSR1, self._on_wake)
 
     def retire(self) -> None:
-        """The work is done: a stop signal from here on changes nothing any more."""
+        """The work is done: a signal from here on changes nothing any more."""
         self._deferred = True
+        if self._pipe is not None:
+            # For the interpreter's own end, too: it puts handlers back to the default, which kills, but not this.
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(signum, signal.SIG_IGN)
 
     def now(self) -> datetime:
         """Naive UTC, as the store's time stamps are."""

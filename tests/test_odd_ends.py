@@ -336,6 +336,31 @@ def test_a_signal_right_after_the_question_is_not_slept_through(storage: Path) -
         os.close(writer)
 
 
+@pytest.mark.parametrize("signum", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_signal_while_the_interpreter_ends_does_not_change_the_exit_code(
+    storage: Path, signum: str, interrupted: bool
+) -> None:
+    """It puts handlers back to the default, which kills: right then a module's last object sends a signal."""
+    script = (
+        "import os, signal, sys\n"
+        "from storage_manager import cli\n"
+        "class Last:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid()):\n"
+        f"        kill(pid, signal.{signum})\n"
+        "last = Last()\n"
+        "def stop(logger):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        + ("cli.close_logger = stop\n" if interrupted else "")
+        + "sys.exit(cli.main(['list']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=clean_environment({"GOFR_DIG_STORAGE": str(storage)}),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == (143 if interrupted else 0), done.stderr
+
+
 def test_a_process_that_cannot_even_start_says_so_in_one_sentence(storage: Path) -> None:
     script = (
         "import os, sys\n"
