@@ -129,14 +129,13 @@ def _anomalies(snapshot: Snapshot, now: datetime, is_busy: bool) -> Iterator[Fin
         count, size_bytes = totals[kind]
         found = [anomaly for anomaly in snapshot.anomalies if anomaly.kind == kind]
         remedy, needs_attention = REMEDIES[kind], kind != IN_FLIGHT
+        if kind == IN_FLIGHT and any(_is_ahead(anomaly, now) for anomaly in found):
+            found.sort(key=lambda anomaly: anomaly.modified_at or now, reverse=True)
+            remedy, needs_attention = REMEDIES[AHEAD], True
         examples = [f"{printable(anomaly.name, 200)} ({anomaly.detail})" for anomaly in found[:EXAMPLES]]
         if kind == DANGLING:
             examples = [session.guid for session in snapshot.dangling[:EXAMPLES]]
             needs_attention = not is_busy  # a run deletes blobs first
-        elif kind == IN_FLIGHT and any(_is_ahead(anomaly, now) for anomaly in found):
-            found.sort(key=lambda anomaly: anomaly.modified_at or now, reverse=True)
-            examples = [f"{printable(anomaly.name, 200)} ({anomaly.detail})" for anomaly in found[:EXAMPLES]]
-            remedy, needs_attention = REMEDIES[AHEAD], True
         yield Finding(kind, count, size_bytes, examples, remedy, needs_attention)
 
 

@@ -128,6 +128,14 @@ def read_settings(
     return settings, reader.fallbacks
 
 
+def absolute(path: str) -> str:
+    """A path as others find it, too; as it is, when the current directory is gone."""
+    try:
+        return os.path.abspath(path)
+    except OSError:
+        return path
+
+
 def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:
     for fallback in fallbacks:
         log.warning(
@@ -199,11 +207,7 @@ class _Reader:
     def heartbeat_file(self, storage_dir: str) -> str:
         """A name of its own for each user and store, which `health` finds again."""
         directory = self._environ.get("TMPDIR", "")
-        try:
-            store = os.path.abspath(storage_dir)
-        except OSError:  # the current directory is gone
-            store = storage_dir
-        checksum = zlib.crc32(store.encode("utf-8", "surrogatepass"))
+        checksum = zlib.crc32(absolute(storage_dir).encode("utf-8", "surrogatepass"))
         name = f"storage_manager-{os.geteuid()}-{checksum:08x}.heartbeat"
         return os.path.join(directory if os.path.isabs(directory) else "/tmp", name)
 

@@ -14,7 +14,7 @@ from typing import Optional, TypeVar
 
 from storage_manager import __version__
 from storage_manager.clock import Clock
-from storage_manager.config import Fallback, Settings
+from storage_manager.config import Fallback, Settings, absolute
 from storage_manager.ending import Ending, result, sighting, summary
 from storage_manager.entry import is_blob_name
 from storage_manager.errors import EXIT_OK, describe_errno, errno_name
@@ -59,8 +59,8 @@ class LoopStatus:
         self._heartbeat_file: Optional[str] = None
         self._metrics_file: Optional[str] = None
         self._written_at = self._pinged_at = clock.monotonic()
-        storage_dir = printable(_absolute(settings.storage_dir))
-        self._metrics = Metrics(_absolute(settings.storage_dir))
+        storage_dir = printable(absolute(settings.storage_dir))
+        self._metrics = Metrics(absolute(settings.storage_dir))
         now = clock.now()
         self._heartbeat = Heartbeat(
             version=__version__,
@@ -218,7 +218,7 @@ class LoopStatus:
 
     def _load_metrics(self) -> None:
         """Counters go on where the file leaves them."""
-        path, store = self._metrics_file, _absolute(self._settings.storage_dir)
+        path, store = self._metrics_file, absolute(self._settings.storage_dir)
         if path is not None:
             values = self._read(path, LARGEST_METRICS_BYTES, lambda data: earlier_values(data, store))
             self._metrics = Metrics(store, values)
@@ -266,10 +266,3 @@ def _is_of_a_store(path: str, storage_dir: str) -> bool:
 def _refusal(prefix: str, name: str, path: str, instead: str) -> Fallback:
     reason = "in the storage directory, or under that name, it might be taken for a part of a store"
     return Fallback(f"{prefix}_{name}", printable(path, 80), instead, reason)
-
-
-def _absolute(path: str) -> str:
-    try:
-        return os.path.abspath(path)
-    except OSError:  # the current directory is gone
-        return path
