@@ -169,7 +169,7 @@ def _lock(state: Optional[LockState]) -> Iterator[Finding]:
         if state.is_held:
             remedy = "nothing: a run is at work"
         elif state.is_leftover:
-            remedy = "nothing: the next run takes it over, and says so"
+            remedy = "nothing: the next run takes it over"
         yield Finding(LOCK, 1, state.size_bytes, [f"{LOCK_NAME} ({state.text})"], remedy, not state.is_held)
 
 

@@ -119,9 +119,9 @@ def lock_state(store: Store, clock: Clock, stale_secs: float) -> Optional[LockSt
 
 def _told_by(line: bytes, age_secs: float, is_old: bool, clock: Clock) -> tuple[bool, bool, str]:
     """(whether it is held, whether nobody can be holding it, whose it is). A time far in the future is old, too."""
-    if not line:  # its creator is about to write it, or has died before
+    if not line:  # its creator is about to write it, has died before, or has no room for it
         is_new = 0 <= age_secs < LINE_WRITTEN_SECS
-        return is_new, not is_new, "nobody's"
+        return is_new, not is_new, "empty: nobody's, or of a run at work where the disk was full"
     previous = previous_generation(line)
     if previous is not None:
         return False, is_old, f"the previous housekeeper's, process {previous.group(1).decode()}"
