@@ -174,7 +174,8 @@ class WildClock(Clock):
             lambda: 1e-4,
             lambda: 0.0,
             lambda: rng.choice([1e-4, 1e-4, 1e-4, rng.expovariate(1e-5)]),
-            lambda: -rng.expovariate(1) if rng.random() < 0.01 else 1e-4,
+            # Back less than pauses bring it forward, however often it is looked at between two: else no wait would end.
+            lambda: -rng.expovariate(10) if rng.random() < 0.01 else 1e-4,
         ])  # fmt: skip
         if rng.random() < 0.1:
             self._secs += rng.choice([-1e6, 1e6])
