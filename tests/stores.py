@@ -115,3 +115,28 @@ def event(stderr: str, key: str) -> dict[str, Any]:
     found = [item for item in events(stderr) if item["event"] == key]
     assert len(found) == 1, f"{len(found)} events {key} in:\n{stderr}"
     return found[0]
+
+
+AS_NOBODY = """
+import importlib, os, pkgutil, sys
+import storage_manager
+# All that the new user may not be allowed to read.
+for module in pkgutil.walk_packages(storage_manager.__path__, "storage_manager."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+os.chdir(sys.argv[1])
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(storage_manager.cli.main(["--storage-dir", ".", "--log-format", "json", *sys.argv[2:]]))
+"""
+
+
+def run_as_nobody(storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The tool as a user without rights; it enters the directory before it gives its own up."""
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, str(storage), *arguments],
+        env=clean_environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr and '"@x"' not in done.stderr, done.stderr
+    return done

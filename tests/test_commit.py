@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import stores
 from client import Client
-from stores import blobs, event, events, leftovers, make_store, read_entries, write_entries
+from stores import blobs, event, events, leftovers, make_store, read_entries, run_as_nobody, write_entries
 
 from storage_manager import commit, metadata, pruner, survey
 from storage_manager.cli import main
@@ -316,26 +316,6 @@ def test_owner_group_and_mode_are_kept(storage: Path, guids: list[str], prune: P
     status = os.stat(storage / METADATA)
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 4321, 0o640)
     assert list(read_entries(storage)) == guids[VICTIMS:]
-
-
-AS_ANOTHER_USER = """
-import os, sys
-from storage_manager import cli
-cli.build_parser()  # imports what the new user may not be allowed to read
-os.chdir(sys.argv[1])
-os.setgroups([])
-os.setgid({nobody})
-os.setuid({nobody})
-sys.exit(cli.main(["--storage-dir", ".", "--log-format", "json", *sys.argv[2:]]))
-"""
-
-
-def run_as_nobody(storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The tool as a user without rights; it enters the directory before it gives its own up."""
-    return subprocess.run(
-        [sys.executable, "-c", AS_ANOTHER_USER.format(nobody=NOBODY), str(storage), *arguments],
-        env=stores.clean_environment(), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
 
 
 @needs_root

@@ -9,7 +9,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from stores import blobs, clean_environment, event, events, leftovers, make_store, read_entries, write_entries
+from stores import (
+    blobs,
+    event,
+    events,
+    leftovers,
+    make_store,
+    read_entries,
+    run_as_nobody,
+    write_entries,
+)
 
 from storage_manager import metadata, pruner, survey
 from storage_manager.cli import main
@@ -530,27 +538,6 @@ def test_the_store_as_a_symlink_is_followed_as_any_directory_is(storage: Path, r
 
 
 # --- file systems and permissions --------------------------------------------------------------------------
-
-AS_NOBODY = """
-import os, sys
-from storage_manager import cli
-cli.build_parser()  # imports what the new user may not be allowed to read
-os.chdir(sys.argv[1])
-os.setgroups([])
-os.setgid(65534)
-os.setuid(65534)
-sys.exit(cli.main(["--storage-dir", ".", "--log-format", "json", *sys.argv[2:]]))
-"""
-
-
-def run_as_nobody(storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The tool as a user without rights; it enters the directory before it gives its own up."""
-    done = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, str(storage), *arguments],
-        env=clean_environment(), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr and '"@x"' not in done.stderr
-    return done
 
 
 @needs_root
