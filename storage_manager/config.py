@@ -12,6 +12,7 @@ from typing import NamedTuple, Optional, TypeVar
 from storage_manager.logs import LEVELS, EventLog
 from storage_manager.model import BYTES_PER_MB
 from storage_manager.quantity import parse_number, parse_positive, parse_size_bytes
+from storage_manager.status_file import absolute
 from storage_manager.text import printable
 
 PREFIX_VARIABLE = "STORAGE_MANAGER_ENV_PREFIX"
@@ -199,11 +200,7 @@ class _Reader:
     def heartbeat_file(self, storage_dir: str) -> str:
         """A name of its own for each user and store, which `health` finds again."""
         directory = self._environ.get("TMPDIR", "")
-        try:
-            store = os.path.abspath(storage_dir)
-        except OSError:  # the current directory is gone
-            store = storage_dir
-        checksum = zlib.crc32(store.encode("utf-8", "surrogatepass"))
+        checksum = zlib.crc32(absolute(storage_dir).encode("utf-8", "surrogatepass"))
         name = f"storage_manager-{os.geteuid()}-{checksum:08x}.heartbeat"
         return os.path.join(directory if os.path.isabs(directory) else "/tmp", name)
 

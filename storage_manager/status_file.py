@@ -73,6 +73,14 @@ def read_file(path: str, most_bytes: int) -> bytes:
         os.close(fd)
 
 
+def absolute(path: str) -> str:
+    """From the root, so that others know it by the same name; as it is when the current directory is gone."""
+    try:
+        return os.path.abspath(path)
+    except OSError:
+        return path
+
+
 def lies_in(path: str, directory: str) -> bool:
     """Whether a file of that name would be, or is, right in `directory`."""
     try:

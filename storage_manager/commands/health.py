@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from datetime import datetime
 from typing import Optional
 
@@ -14,7 +13,7 @@ from storage_manager.errors import EXIT_FAILED, EXIT_OK, describe_errno
 from storage_manager.heartbeat import CYCLE, Heartbeat, ago, verdict
 from storage_manager.heartbeat_json import LARGEST_BYTES, as_json, decode
 from storage_manager.process import condition
-from storage_manager.status_file import read_file
+from storage_manager.status_file import absolute, read_file
 from storage_manager.text import printable
 
 NAME = "health"
@@ -71,7 +70,7 @@ def _examine(settings: Settings, now: datetime) -> tuple[Optional[Heartbeat], Op
         return None, f"cannot read the heartbeat file {path}: {describe_errno(error)}"
     except ValueError as error:
         return None, f"the heartbeat file {path} cannot be used: {error}"
-    storage_dir = printable(os.path.abspath(settings.storage_dir))
+    storage_dir = printable(absolute(settings.storage_dir))
     if heartbeat.storage_dir != storage_dir:
         return heartbeat, f"the heartbeat file {path} is of a loop on {heartbeat.storage_dir}, not on {storage_dir}"
     return heartbeat, verdict(heartbeat, now, condition(heartbeat.process))
