@@ -49,7 +49,10 @@ ONE_SHOTS = [
 FLAGS = {
     "list": ["--group", "-v", "--verbose", "--json"],
     "stats": ["--group", "--json"],
-    "purge": ["--age-days", "--group", "--yes", "--dry-run", "--json", "--lock-timeout", "--lock-stale-seconds"],
+    "check": ["--json", "--repair", "--adopt-orphans", "--yes", "--lock-timeout", "--lock-stale-seconds"],
+    "purge": [
+        "--orphans", "--age-days", "--group", "--yes", "--dry-run", "--json", "--lock-timeout", "--lock-stale-seconds",
+    ],
     "prune-size": [
         "--max-mb", "--target-mb", "--min-age-mins", "--keep-last", "--group", "--dry-run", "--json", "--verbose",
         "--yes", "--lock-timeout", "--lock-stale-seconds",
