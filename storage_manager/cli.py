@@ -77,9 +77,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return exit_code
     except Interrupted as interrupted:  # before or after the command itself
         return EXIT_OK if _LOOP in arguments else interrupted.exit_code
-    except OSError as error:  # no descriptor left, for one: there is no log yet to tell it
+    except (OSError, ImportError) as error:  # no descriptor left, for one: there is no log yet to tell it
+        why = describe_errno(error) if isinstance(error, OSError) else str(error)
         with suppress(OSError):
-            os.write(2, f"storage_manager: cannot start: {describe_errno(error)}\n".encode("utf-8", "replace"))
+            os.write(2, f"storage_manager: cannot start: {why}\n".encode("utf-8", "replace"))
         return EXIT_FAILED
 
 
