@@ -16,8 +16,12 @@ def _run():  # type: ignore[no-untyped-def]  # annotations do not parse on 2.7
         return 1
     # Until main() looks after signals itself, one ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from storage_manager.cli import main
-
+    try:
+        from storage_manager.cli import main
+    except (ImportError, OSError) as error:  # no descriptor left, a disk that fails, an archive replaced by half
+        if sys.stderr is not None:
+            sys.stderr.write("storage_manager: cannot start: %s\n" % error)
+        return 1
     return main()
 
 

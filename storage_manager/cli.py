@@ -78,9 +78,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except Interrupted as interrupted:  # before or after the command itself
         clock.retire()
         return EXIT_OK if _LOOP in arguments else interrupted.exit_code
-    except OSError as error:  # no descriptor left, for one: there is no log yet to tell it
+    except (OSError, ImportError) as error:  # no descriptor left, for one: there is no log yet to tell it
+        why = describe_errno(error) if isinstance(error, OSError) else str(error)
         with suppress(OSError):
-            os.write(2, f"storage_manager: cannot start: {describe_errno(error)}\n".encode("utf-8", "replace"))
+            os.write(2, f"storage_manager: cannot start: {why}\n".encode("utf-8", "replace"))
         return EXIT_FAILED
 
 
@@ -237,12 +238,19 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
             handler.addFilter(lambda record: getattr(record, "event", None) not in told)
     fallbacks = []
     if settings.log_file and not _is_quiet(args):
-        problem = add_log_file(logger, settings.log_file, settings.storage_dir)
+        problem = _add_log_file(logger, settings.log_file, settings.storage_dir)
         if problem is not None:
             fallbacks.append(
                 Fallback(f"{settings.prefix}_LOG_FILE", printable(settings.log_file, 200), "no log file", problem)
             )
     return logger, fallbacks
+
+
+def _add_log_file(logger: logging.Logger, path: str, storage_dir: str) -> Optional[str]:
+    """What is wrong with the path, or None."""
+    from storage_manager.named_files import refusal  # imports a good deal that `health` does not need
+
+    return refusal(path, storage_dir) or add_log_file(logger, path)
 
 
 def _is_quiet(args: argparse.Namespace) -> bool:
@@ -270,7 +278,7 @@ def _wrong_usage(wrong: _WrongUsage) -> int:
     show = stream is not None and not stream.isatty()
     logger = build_logger(stream if show else None, settings.log_json is not False, logging.INFO)
     if settings.log_file:
-        add_log_file(logger, settings.log_file, settings.storage_dir)
+        _add_log_file(logger, settings.log_file, settings.storage_dir)
     log = EventLog(logger)
     _ship(logger, log, settings)
     command = wrong.parser.prog.partition(" ")[2] or None

@@ -107,12 +107,13 @@ class Interrupted(BaseException):
         return 128 + self.signum
 
 
-def errno_name(number: int | None) -> str:
-    return errno.errorcode.get(number or 0, str(number))
+def errno_name(number: int | None) -> str | None:
+    """None for an error that Python found before it asked the kernel."""
+    return None if number is None else errno.errorcode.get(number, str(number))
 
 
 def describe_errno(error: OSError) -> str:
-    return f"{error.strerror or error} ({errno_name(error.errno)})"
+    return str(error) if error.errno is None else f"{error.strerror or error} ({errno_name(error.errno)})"
 
 
 @contextmanager

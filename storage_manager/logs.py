@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, Optional, TextIO
 
 from storage_manager import __version__
+from storage_manager.errors import describe_errno
 from storage_manager.text import printable
 
 LOGGER_NAME = "storage_manager"
@@ -262,7 +263,7 @@ def build_logger(stream: Optional[TextIO], as_json: bool, level: int) -> logging
     return logger
 
 
-def add_log_file(logger: logging.Logger, path: str, storage_dir: str) -> Optional[str]:
+def add_log_file(logger: logging.Logger, path: str) -> Optional[str]:
     """Send every event to a rotated file as JSON, too. What is wrong with the path, or None.
 
     Losing the file later (a full disk, a removed directory) loses lines, not the run.
@@ -274,26 +275,32 @@ def add_log_file(logger: logging.Logger, path: str, storage_dir: str) -> Optiona
             """Called when a line could not be written; the next one is tried again."""
 
     try:
-        with suppress(OSError):  # a store that cannot be examined is no fault of the log file
-            if os.path.samefile(os.path.dirname(os.path.realpath(path)), storage_dir):
-                return "it lies in the storage directory, where it might be taken for a part of the store"
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "it is not a regular file"
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        return describe_errno(error)
+    except ValueError as error:
         return str(error)
     try:
         handler = QuietRotatingFileHandler(
             path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILE_BACKUPS, encoding="utf-8", errors="backslashreplace"
         )
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        return describe_errno(error)
+    except ValueError as error:
         return str(error)
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(JsonFormatter())
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     return None
+
+
+def log_files(path: str) -> list[str]:
+    """The log file and those that it is rotated to."""
+    return [path, *(f"{path}.{number}" for number in range(1, LOG_FILE_BACKUPS + 1))]
 
 
 def close_logger(logger: logging.Logger) -> None:

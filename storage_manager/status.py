@@ -6,7 +6,6 @@ turn. Not guaranteed: speed on a file system that hangs; keep the files on a loc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timezone
@@ -16,19 +15,17 @@ from storage_manager import __version__
 from storage_manager.clock import Clock
 from storage_manager.config import Fallback, Settings, absolute
 from storage_manager.ending import Ending, result, sighting, summary
-from storage_manager.entry import is_blob_name
 from storage_manager.errors import EXIT_OK, describe_errno, errno_name
 from storage_manager.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, trouble, verdict
 from storage_manager.heartbeat_json import LARGEST_BYTES, decode, encode
-from storage_manager.holder import LOCK_NAME
-from storage_manager.logs import EventLog
+from storage_manager.logs import EventLog, log_files
 from storage_manager.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
 from storage_manager.metrics import Metrics, earlier_values
+from storage_manager.named_files import refusal
 from storage_manager.notify import READY, STOPPING, WATCHDOG, notify, status
 from storage_manager.process import ALIVE, condition, this_process
 from storage_manager.schedule import SHORTEST_SLEEP_SECS, wake_up_at
-from storage_manager.status_file import lies_in, read_file, replace_file
-from storage_manager.store import METADATA_NAME
+from storage_manager.status_file import read_file, replace_file
 from storage_manager.text import printable
 from storage_manager.transaction import Progress
 
@@ -192,12 +189,17 @@ class LoopStatus:
         """The files named by the first settings, but none that could be a part of the store, or of another one."""
         first, refused = self._settings, []
         self._heartbeat_file, self._metrics_file = first.heartbeat_file, first.metrics_file
-        if _is_of_a_store(first.heartbeat_file, settings.storage_dir):
+        # The log goes first: a file that is replaced would take all its lines with it.
+        taken = [] if first.log_file is None else log_files(first.log_file)
+        reason = refusal(first.heartbeat_file, settings.storage_dir, taken)
+        if reason is not None:
             self._heartbeat_file = None
-            refused.append(_refusal(first.prefix, "HOUSEKEEPER_HEARTBEAT_FILE", first.heartbeat_file, "no heartbeat"))
-        if first.metrics_file is not None and _is_of_a_store(first.metrics_file, settings.storage_dir):
-            self._metrics_file = None
-            refused.append(_refusal(first.prefix, "METRICS_FILE", first.metrics_file, "no metrics"))
+            refused.append(_fallback(first, "HOUSEKEEPER_HEARTBEAT_FILE", first.heartbeat_file, "no heartbeat", reason))
+        if first.metrics_file is not None:
+            reason = refusal(first.metrics_file, settings.storage_dir, [*taken, first.heartbeat_file])
+            if reason is not None:
+                self._metrics_file = None
+                refused.append(_fallback(first, "METRICS_FILE", first.metrics_file, "no metrics", reason))
         if self._is_silent:
             self._heartbeat_file = self._metrics_file = None
         return refused
@@ -256,13 +258,5 @@ class LoopStatus:
             )
 
 
-def _is_of_a_store(path: str, storage_dir: str) -> bool:
-    """A slip in a setting must not cost a session of this store, or anybody's metadata.json."""
-    name = os.path.basename(path)
-    is_store_name = METADATA_NAME in name or name == LOCK_NAME or is_blob_name(name) is not None
-    return is_store_name or lies_in(path, storage_dir)
-
-
-def _refusal(prefix: str, name: str, path: str, instead: str) -> Fallback:
-    reason = "in the storage directory, or under that name, it might be taken for a part of a store"
-    return Fallback(f"{prefix}_{name}", printable(path, 80), instead, reason)
+def _fallback(settings: Settings, name: str, path: str, instead: str, reason: str) -> Fallback:
+    return Fallback(f"{settings.prefix}_{name}", printable(path, 80), instead, reason)

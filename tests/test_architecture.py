@@ -26,7 +26,7 @@ LAYERS = (
     ("clock", "entry", "metrics", "notify", "policy", "quantity", "report"),
     ("heartbeat", "logs", "store"),
     ("config", "draft", "edit", "heartbeat_json", "holder", "metadata", "previous"),
-    ("commit", "lock", "ingest", "seq_events"),
+    ("commit", "lock", "ingest", "named_files", "seq_events"),
     ("orphans", "seq", "survey"),
     ("transaction",),
     ("checkup", "pruner", "repair"),

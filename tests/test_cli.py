@@ -10,8 +10,10 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from typing import Any
 
 import pytest
 from stores import (
+    ROOT,
     blobs,
     clean_environment,
     command,
@@ -837,6 +840,23 @@ def test_main_takes_arguments_and_returns_the_exit_code(
     assert cli.main() == 0
     assert capfd.readouterr().out.splitlines() == guids
     assert cli.main(["list", "--storage-dir", "/nowhere/at/all"]) == 1
+
+
+def test_a_program_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "storage_manager", tmp_path / "storage_manager")
+    (tmp_path / "storage_manager" / "policy.py").unlink()
+    done = run_tool("list", env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch("storage_manager: cannot start: .*policy.*\n", done.stderr)
+
+
+def test_a_late_import_that_fails_is_one_sentence(
+    here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOFR_DIG_LOG_FILE", str(tmp_path / "log"))
+    monkeypatch.setitem(sys.modules, "logging.handlers", None)
+    assert cli.main(["list"]) == 1
+    assert re.fullmatch("storage_manager: cannot start: .*logging.handlers.*\n", capfd.readouterr().err)
 
 
 def test_every_command_module_is_on_the_command_line() -> None:

@@ -126,6 +126,15 @@ def test_without_a_heartbeat_it_says_what_is_missing(health: Callable[..., Asked
     assert str(path) in said and "run-loop" in said
 
 
+def test_in_a_directory_that_is_gone_it_says_what_is_missing(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    start = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, "-m", "storage_manager", "health"]
+    done = subprocess.run(start, cwd=gone, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "there is no heartbeat file" in done.stdout
+
+
 def test_a_heartbeat_that_cannot_be_used_is_unhealthy(health: Callable[..., Asked], path: Path, tmp_path: Path) -> None:
     for data in (b"", b"{}", b"\xff", b"x" * 100_000):
         path.write_bytes(data)

@@ -418,7 +418,7 @@ def test_the_log_file_is_rotated_and_two_old_ones_are_kept(
     tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "LOG_FILE_BYTES", 5000)
-    assert add_log_file(recorder.logger, str(tmp_path / "log"), "/nowhere") is None
+    assert add_log_file(recorder.logger, str(tmp_path / "log")) is None
     for number in range(100):
         recorder.log.info("storage_manager.test", "a sentence", number=number)
     close_logger(recorder.logger)
@@ -466,6 +466,7 @@ def test_a_log_file_that_cannot_be_used_is_reported_and_done_without(storage: Pa
     told = event(done.stderr, "housekeeper.invalid_env")
     assert told["@l"] == "Warning"
     assert path[:60] in told["value"] and told["reason"]
+    assert "[Errno" not in told["@m"]
 
 
 @pytest.mark.parametrize("name", ["log", "metadata.json", ".prune_size.lock", "new.log"])
@@ -481,6 +482,24 @@ def test_a_log_file_in_the_storage_directory_is_reported_and_done_without(
         assert event(done.stderr, "housekeeper.invalid_env")["variable"] == "GOFR_DIG_LOG_FILE"
     assert (storage / "metadata.json").read_bytes() == before
     assert len(list(storage.iterdir())) == 4
+
+
+@pytest.mark.parametrize("kind", ["metadata.json", "blob", ".prune_size.lock"])
+def test_a_log_file_that_is_named_like_a_part_of_a_store_is_done_without(
+    storage: Path, tmp_path: Path, kind: str
+) -> None:
+    make_store(storage, 1)
+    [guid] = make_store(tmp_path / "other", 1)
+    file = tmp_path / "other" / (f"{guid}.json" if kind == "blob" else kind)
+    file.touch()
+    before = file.read_bytes()
+    (tmp_path / "link").symlink_to(file)
+    for path in (file, tmp_path / "link"):
+        done = run_tool("list", "--storage-dir", storage, env={"GOFR_DIG_LOG_FILE": str(path)})
+        assert done.returncode == 0
+        assert event(done.stderr, "housekeeper.invalid_env")["variable"] == "GOFR_DIG_LOG_FILE"
+    run_tool("list", "--frobnicate", env={"GOFR_DIG_LOG_FILE": str(file)})
+    assert file.read_bytes() == before
 
 
 def test_the_variable_of_an_unusable_log_file_is_called_by_its_name(storage: Path, tmp_path: Path) -> None:
@@ -521,7 +540,7 @@ def test_a_log_file_that_cannot_grow_costs_lines_and_nothing_else(storage: Path,
 
 def test_a_log_file_whose_disk_has_room_again_gets_the_next_lines_whole(recorder: Recorder, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert add_log_file(recorder.logger, str(log), "/nowhere") is None
+    assert add_log_file(recorder.logger, str(log)) is None
     recorder.log.info("storage_manager.test", "before")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 20, hard))

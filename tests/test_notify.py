@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from stores import make_store
+from stores import event, make_store, run_tool
 from test_housekeeper import loop
 
 from storage_manager.notify import READY, STOPPING, WATCHDOG, notify, status
@@ -126,6 +126,14 @@ def test_the_watchdog_is_fed_while_the_loop_sleeps(
         tool.process.terminate()
         assert tool.end() == 0
         assert tool.count("housekeeper.sleep") == 1
+
+
+def test_an_address_that_is_too_long_is_told_without_an_errno(storage: Path) -> None:
+    make_store(storage, 1)
+    done = run_tool("run-loop", "--once", "--storage-dir", storage, env={"NOTIFY_SOCKET": "/" + "x" * 200})
+    assert done.returncode == 0
+    told = event(done.stderr, "housekeeper.status_failed")
+    assert told["errno"] is None and "None" not in told["@m"]
 
 
 def test_a_manager_that_is_not_there_does_not_stop_the_loop_and_is_told_once(storage: Path, tmp_path: Path) -> None:

@@ -265,6 +265,30 @@ def test_nor_one_of_another_store(storage: Path, told: Loop, tmp_path: Path, nam
     assert {path.name for path in file.parent.iterdir()} == {"metadata.json", f"{guid}.json", file.name}
 
 
+@pytest.mark.parametrize(
+    ("variables", "refused"),
+    [
+        ({"HOUSEKEEPER_HEARTBEAT_FILE": "file", "LOG_FILE": "link/file"}, "HOUSEKEEPER_HEARTBEAT_FILE"),
+        ({"HOUSEKEEPER_HEARTBEAT_FILE": "file.2", "LOG_FILE": "file"}, "HOUSEKEEPER_HEARTBEAT_FILE"),
+        ({"METRICS_FILE": "link/file", "LOG_FILE": "file"}, "METRICS_FILE"),
+        ({"METRICS_FILE": "file", "HOUSEKEEPER_HEARTBEAT_FILE": "below/../file"}, "METRICS_FILE"),
+    ],
+)
+def test_of_two_settings_that_name_one_file_one_is_refused(
+    storage: Path, told: Loop, tmp_path: Path, variables: dict[str, str], refused: str
+) -> None:
+    make_store(storage, 1)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "below" / "..")
+    named = {name: f"{tmp_path}/{file}" for name, file in variables.items()}
+    found = told.run(lambda: settings_for(storage, **named), Timed())
+    told_of = [item for item in found if item["event"] == "housekeeper.invalid_env"]
+    assert [(item["variable"], item["reason"]) for item in told_of] == [
+        (f"GOFR_DIG_{refused}", "another setting names the same file")
+    ]
+    assert failures_of(found) == []
+
+
 # Metrics
 
 
