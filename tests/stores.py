@@ -117,13 +117,20 @@ def event(stderr: str, key: str) -> dict[str, Any]:
     return found[0]
 
 
-AS_NOBODY = """
-import importlib, os, pkgutil, sys
+# Commands import what they need when they need it.
+IMPORT_ALL = """
+import importlib, pkgutil
 import storage_manager
-# All that the new user may not be allowed to read.
 for module in pkgutil.walk_packages(storage_manager.__path__, "storage_manager."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
+"""
+
+AS_NOBODY = f"""
+import os, sys
+{IMPORT_ALL}
+storage_manager.cli.build_parser().format_help()  # for which argparse imports more
+# From here on the program and Python's own library may be out of reach.
 os.chdir(sys.argv[1])
 os.setgroups([])
 os.setgid(65534)

@@ -36,9 +36,9 @@ from damage import (
     healthy_sessions,
     text_of,
 )
-from stores import clean_environment, make_store, read_entries
+from stores import IMPORT_ALL, clean_environment, make_store, read_entries
 
-from storage_manager import cli, document
+from storage_manager import cli, commit, document, metadata, orphans, pruner, survey
 from storage_manager.clock import Clock
 
 GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -351,7 +351,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
     }.items():  # fmt: skip
         monkeypatch.setattr(Clock, name, value)
     # Nobody writes beside these runs: what is torn stays torn.
-    for module in [module for name, module in sys.modules.items() if name.startswith("storage_manager.")]:
+    for module in (commit, metadata, orphans, pruner, survey):
         for name in [name for name in vars(module) if name.endswith("PATIENCE_SECS")]:
             monkeypatch.setattr(module, name, 0.0)
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # and the machine does not die
@@ -740,15 +740,15 @@ def check_parser(data: bytes, rng: random.Random, known: document.Fingerprint) -
 
 # --- little time and memory ---------------------------------------------------------------------------------
 
-LIMITED = """
+LIMITED = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))
-from storage_manager import cli
+{IMPORT_ALL}
 for module in [module for name, module in sys.modules.items() if name.startswith("storage_manager.")]:
     for name in [name for name in vars(module) if name.endswith("PATIENCE_SECS")]:
         setattr(module, name, 0.0)
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(storage_manager.cli.main(sys.argv[1:]))
 """
 
 MANY = 3_000_000
