@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the test suite in a virtual environment of its own. Arguments go to pytest; PYTHON names the Python.
+# Runs the test suite in a virtual environment of its own; PYTHON names the Python. Without arguments: the whole suite,
+# with a sample of each long search. --thorough: the searches to their ends. Other arguments go to one pytest.
 set -euo pipefail
 
 fail() {
@@ -21,4 +22,7 @@ if ! "$venv/bin/python" -c 'import pytest' 2>/dev/null; then
     fail "cannot install pytest: check the network, or install pytest into $venv by hand"
 fi
 cd -- "$root"
-exec "$venv/bin/python" -m pytest "$@"
+case "$*" in
+"" | --thorough) exec "$venv/bin/python" tests/support/parallel.py "$@" ;;
+*) exec "$venv/bin/python" -m pytest "$@" ;;
+esac

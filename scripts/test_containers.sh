@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the deployment of docs/deploy in real containers beside a client (tests/containers.py has the checks).
+# Runs the deployment of docs/deploy in real containers beside a client (tests/support/containers.py has the checks).
 #
 # Uses the Docker engine that is running, or starts one of its own for as long as it takes. STORAGE_MANAGER_BASE_IMAGE
 # names an image with Python that the engine has or can get; by default one is made of the Debian packages of this
@@ -88,4 +88,4 @@ fi
 docker run --rm --network none "$base" python3 -c '' >"$work/run.log" 2>&1 ||
   skip "the engine runs no container of $base: $(tail -n 1 "$work/run.log")"
 # Not `exec`: what was started here has to be ended here.
-"${PYTHON:-python3}" "$root/tests/containers.py" "$base"
+"${PYTHON:-python3}" "$root/tests/support/containers.py" "$base"

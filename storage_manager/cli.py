@@ -1,4 +1,4 @@
-"""The command line: its grammar, the things every command is handed, and the one error boundary."""
+"""The composition: what every command is handed, and the one error boundary around it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,13 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import ModuleType
-from typing import NoReturn, Optional
+from importlib import import_module
+from typing import Optional
 
-from storage_manager import __version__
-from storage_manager.clock import Clock
-from storage_manager.commands import Context, check, health, prune_size, purge, run_loop, stats
-from storage_manager.commands import list as list_command
-from storage_manager.config import (
-    DEFAULT_PREFIX,
-    DEFAULT_STORAGE_DIR,
-    Fallback,
-    Settings,
-    read_settings,
-    report_fallbacks,
-)
-from storage_manager.errors import (
-    EXIT_CODES,
+from storage_manager.base.clock import Clock
+from storage_manager.base.errors import (
     EXIT_FAILED,
     EXIT_OK,
     EXIT_USAGE,
@@ -34,32 +22,21 @@ from storage_manager.errors import (
     UsageError,
     describe_errno,
 )
-from storage_manager.logs import LEVELS, EventLog, add_log_file, build_logger, close_logger, standard_error
-from storage_manager.output import Output
-from storage_manager.text import printable
+from storage_manager.base.log import LEVELS, EventLog, add_log_file, build_logger, close_logger, standard_error
+from storage_manager.base.output import Output
+from storage_manager.base.text import printable
+from storage_manager.commands import Context
+from storage_manager.config import (
+    Fallback,
+    Settings,
+    read_settings,
+    report_fallbacks,
+)
+from storage_manager.grammar import WrongUsage, build_parser
 
-COMMANDS: tuple[ModuleType, ...] = (list_command, stats, check, purge, prune_size, run_loop, health)
+_LOOP = "run-loop"
 
-_LOOP = run_loop.NAME
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise _WrongUsage(self, message)
-
-    def _print_message(self, message: str, file: object = None) -> None:
-        """Help and version, to a reader that may have gone away."""
-        out = Output(sys.stdout)
-        out.line(message.rstrip("\n"))
-        out.flush()
-        if out.failure is not None:
-            raise SystemExit(EXIT_FAILED)
-
-
-class _WrongUsage(Exception):
-    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
-        self.parser = parser
-        super().__init__(message)
+Run = Callable[[argparse.Namespace, Context], int]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -85,91 +62,37 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return EXIT_FAILED
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The grammar. Global options are taken before and after the subcommand."""
-    parser = _Parser(
-        prog="storage_manager",
-        description="Keep a session store under its size limit, oldest sessions first, beside a live writer.",
-        epilog="exit codes:\n"
-        + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
-        + f"\n\nThe storage directory: --storage-dir, else --data-root/storage, else <P>_STORAGE, <P>_STORAGE_DIR or\n"
-        f"<P>_DATA_DIR/storage from the environment, else {DEFAULT_STORAGE_DIR}. <P> is STORAGE_MANAGER_ENV_PREFIX,\n"
-        f"by default {DEFAULT_PREFIX}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"storage_manager {__version__}")
-    _add_global_options(parser)
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        subparser = subparsers.add_parser(
-            module.NAME, help=module.HELP, description=module.HELP.capitalize() + ".", allow_abbrev=False
-        )
-        module.add_arguments(subparser)
-        _add_global_options(subparser.add_argument_group("global options"))
-        subparser.set_defaults(module=module)
-    return parser
-
-
-def _add_global_options(parser: argparse._ActionsContainer) -> None:
-    # SUPPRESS: a subcommand's default must not overwrite what was given before the subcommand.
-    suppress = argparse.SUPPRESS
-    parser.add_argument(
-        "--storage-dir", metavar="DIR", type=_directory, default=suppress, help="the directory of the session store"
-    )
-    parser.add_argument(
-        "--data-root", metavar="DIR", type=_directory, default=suppress, help="the store is DIR/storage"
-    )
-    parser.add_argument(
-        "--gofr-dig-env", choices=("PROD", "TEST"), default=suppress, help="which environment this is, for the log"
-    )
-    parser.add_argument(
-        "--log-format", choices=("json", "text"), default=suppress, help="of standard error (default: by terminal)"
-    )
-    parser.add_argument(
-        "--log-level", metavar="LEVEL", type=str.upper, choices=tuple(LEVELS), default=suppress,
-        help=f"of standard error: {', '.join(LEVELS)}",
-    )  # fmt: skip
-
-
-def _directory(text: str) -> str:
-    if not text:
-        # An unset variable in a script must not turn into the default store.
-        raise argparse.ArgumentTypeError("it is empty: name a directory")
-    return text
-
-
 def _main(arguments: list[str], clock: Clock) -> int:
     try:
         args = build_parser().parse_args(arguments)
-    except _WrongUsage as wrong:
+    except WrongUsage as wrong:
         return _wrong_usage(wrong)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
 
     def load() -> tuple[Settings, list[Fallback]]:
-        settings, fallbacks = read_settings(
-            os.environ, getattr(args, "storage_dir", None), getattr(args, "data_root", None)
-        )
-        environment = getattr(args, "gofr_dig_env", None) or settings.environment
+        settings, fallbacks = read_settings(os.environ, args.storage_dir, args.data_root)
+        environment = args.gofr_dig_env or settings.environment
         return settings._replace(environment=environment), fallbacks
 
+    # The one that was asked for: start-up is the import of what it needs.
+    command = import_module(f"storage_manager.commands.{args.chosen.module}")
     settings, fallbacks = load()
     logger, log_fallbacks = _build_logger(args, settings)
     log = EventLog(logger)
-    if not _is_quiet(args):
+    if not args.chosen.quiet:
         _ship(logger, log, settings)
     out = Output(sys.stdout)
     try:
         # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.
-        report_fallbacks(log_fallbacks + ([] if args.command == _LOOP or _is_quiet(args) else fallbacks), log)
+        report_fallbacks(log_fallbacks + ([] if args.command == _LOOP or args.chosen.quiet else fallbacks), log)
         context = Context(settings, load, clock, log, out)
-        return _run(args, context)
+        return _run(args, command.run, context)
     finally:
         close_logger(logger)
 
 
-def _run(args: argparse.Namespace, context: Context) -> int:
+def _run(args: argparse.Namespace, run: Run, context: Context) -> int:
     """The error boundary: every failure becomes an event and an exit code."""
     log, command = context.log, args.command
     started = context.clock.monotonic()
@@ -183,7 +106,7 @@ def _run(args: argparse.Namespace, context: Context) -> int:
             storage_source=context.settings.storage_source,
             environment=context.settings.environment,
         )
-        exit_code: int = args.module.run(args, context)
+        exit_code: int = run(args, context)
     except StorageManagerError as error:
         exit_code, problem = error.exit_code, str(error)
         if not error.reported:
@@ -220,24 +143,24 @@ def _run(args: argparse.Namespace, context: Context) -> int:
 def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging.Logger, list[Fallback]]:
     stream = standard_error()
     on_terminal = stream is not None and stream.isatty()
-    chosen_format = getattr(args, "log_format", None)
+    chosen_format = args.log_format
     if chosen_format is not None:
         as_json = chosen_format == "json"
     else:
         as_json = not on_terminal if settings.log_json is None else settings.log_json
-    chosen_level = getattr(args, "log_level", None)
+    chosen_level = args.log_level
     if chosen_level is not None:
         level = LEVELS[chosen_level]
     else:
         # A person at a terminal reads the result; the loop has no other result than its events.
-        level = logging.WARNING if _is_quiet(args) or on_terminal and args.command != _LOOP else settings.log_level
+        level = logging.WARNING if args.chosen.quiet or on_terminal and args.command != _LOOP else settings.log_level
     logger = build_logger(stream, as_json, level)
-    told = getattr(args.module, "TOLD_IN_RESULT", ())
+    told = args.chosen.told_in_result
     if on_terminal and told and sys.stdout is not None and sys.stdout.isatty():
         for handler in logger.handlers:
             handler.addFilter(lambda record: getattr(record, "event", None) not in told)
     fallbacks = []
-    if settings.log_file and not _is_quiet(args):
+    if settings.log_file and not args.chosen.quiet:
         problem = _add_log_file(logger, settings.log_file, settings.storage_dir)
         if problem is not None:
             fallbacks.append(
@@ -248,24 +171,19 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
 
 def _add_log_file(logger: logging.Logger, path: str, storage_dir: str) -> Optional[str]:
     """What is wrong with the path, or None."""
-    from storage_manager.named_files import refusal  # imports a good deal that `health` does not need
+    from storage_manager.loop.status_file import refusal  # few runs have a log file
 
     return refusal(path, storage_dir) or add_log_file(logger, path)
 
 
-def _is_quiet(args: argparse.Namespace) -> bool:
-    """Whether the command is asked so often that its events go to standard error alone, and only those that matter."""
-    return getattr(args.module, "QUIET", False)
-
-
 def _ship(logger: logging.Logger, log: EventLog, settings: Settings) -> None:
     if settings.seq is not None:
-        from storage_manager.seq import ship  # few runs need it
+        from storage_manager.seq.handler import ship  # few runs need it
 
         ship(logger, log, settings.seq, settings.prefix)
 
 
-def _wrong_usage(wrong: _WrongUsage) -> int:
+def _wrong_usage(wrong: WrongUsage) -> int:
     """argparse's message and a hint for people; the event for whoever reads logs."""
     stream = standard_error()
     if stream is not None:
@@ -288,7 +206,7 @@ def _wrong_usage(wrong: _WrongUsage) -> int:
 
 
 def _usage_event(command: Optional[str]) -> str:
-    return f"storage_manager.{'prune.validation_failed' if command == prune_size.NAME else 'command_failed'}"
+    return f"storage_manager.{'prune.validation_failed' if command == 'prune-size' else 'command_failed'}"
 
 
 def _occupy_standard_descriptors() -> None:

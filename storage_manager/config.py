@@ -9,25 +9,24 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Optional, TypeVar
 
-from storage_manager.logs import LEVELS, EventLog
-from storage_manager.model import BYTES_PER_MB
-from storage_manager.quantity import parse_number, parse_positive, parse_size_bytes
-from storage_manager.text import printable
+from storage_manager.base.log import LEVELS, EventLog
+from storage_manager.base.quantity import BYTES_PER_MB, parse_number, parse_positive, parse_size_bytes
+from storage_manager.base.text import printable
+from storage_manager.seq.server import Secret, SeqServer, _seq_server
 
 PREFIX_VARIABLE = "STORAGE_MANAGER_ENV_PREFIX"
 DEFAULT_PREFIX = "GOFR_DIG"
 DEFAULT_STORAGE_DIR = os.path.join(".", "data", "storage")
-
 DEFAULT_INTERVAL_MINS = 60.0
 DEFAULT_MAX_STORAGE_MB = 1024
 DEFAULT_LOCK_STALE_SECS = 3600.0
 
 # A year between two cycles is a typing error, not a plan.
 LONGEST_INTERVAL_MINS = 366 * 24 * 60.0
+
 # A lock is young while its holder writes its line; treating one as stale within seconds would break it.
 SHORTEST_LOCK_STALE_SECS = 30.0
 LONGEST_LOCK_STALE_SECS = 366 * 24 * 3600.0
-
 Value = TypeVar("Value")
 
 
@@ -39,29 +38,6 @@ class Fallback(NamedTuple):
     """Shortened and printable."""
     default: str
     reason: str
-
-
-class Secret:
-    """A text that shows itself to nobody who does not ask for it."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        return self._text
-
-    def __repr__(self) -> str:
-        return "(not shown)"
-
-
-class SeqServer(NamedTuple):
-    """Where events are shipped to."""
-
-    url: str
-    """The server, as it may be shown: without user and password, without a slash at the end."""
-    user_info: Optional[Secret]
-    """`user:password` of the URL, percent-decoded, for a proxy in front of the server."""
-    api_key: Optional[Secret]
 
 
 class Settings(NamedTuple):
@@ -213,33 +189,6 @@ class _Reader:
 
     def _fall_back(self, variable: str, value: str, default: str, reason: str) -> None:
         self.fallbacks.append(Fallback(variable, printable(value, 80), default, reason))
-
-
-def _seq_server(text: str) -> SeqServer:
-    """Raises ValueError, which names no part of the text that may be secret."""
-    from urllib.parse import unquote, urlsplit  # few runs need it
-
-    if not (text.isascii() and text.isprintable() and " " not in text):
-        raise ValueError("it has characters that no URL can have")
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError("its host or port is not valid") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise ValueError("it is not a URL such as http://seq:5341 or https://seq.example.org")
-    if parts.query or parts.fragment:
-        raise ValueError("it has a query or a fragment; give the key as SEQ_API_KEY")
-    path = parts.path.rstrip("/")
-    for ending in ("/ingest/clef", "/api/events/raw"):
-        path = path[: -len(ending)] if path.endswith(ending) else path
-    host = f"[{host}]" if ":" in host else host
-    user_info, at, _ = parts.netloc.rpartition("@")
-    return SeqServer(
-        f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{path}",
-        Secret(unquote(user_info)) if at else None,
-        None,
-    )
 
 
 def _watchdog_secs(environ: Mapping[str, str]) -> Optional[float]:

@@ -13,10 +13,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("searches")
     group.addoption("--seed", type=int, default=1, help="the first seed of every random search (default 1)")
     group.addoption(
-        "--exhaustive", choices=("none", "short", "all"), default="short",
-        help="which of the exhaustive searches to run: all of them take some minutes (default: short)",
+        "--thorough", action="store_true", help="whole searches, not samples: every seed, and --exhaustive short"
+    )
+    group.addoption(
+        "--exhaustive", choices=("none", "short", "all"),
+        help="which of the exhaustive searches to run to their ends: all of them take long (default: a sample of each)",
     )  # fmt: skip
     group.addoption("--cases", type=int, help="how many seeds each random search tries (default: its own number)")
+
+
+# Without --thorough: one seed in so many, and of an exhaustive search so many executions.
+FEWER = 4
+SAMPLE = 60
 
 
 @pytest.fixture
@@ -24,17 +32,25 @@ def seeds(request: pytest.FixtureRequest) -> Callable[[int], range]:
     """The seeds of a random search, given how many it tries by default. `--seed S --cases 1` repeats case S."""
     first: int = request.config.getoption("--seed")
     cases: int | None = request.config.getoption("--cases")
-    return lambda default: range(first, first + (default if cases is None else cases))
+    fewer = 1 if request.config.getoption("--thorough") else FEWER
+    return lambda default: range(first, first + (-(-default // fewer) if cases is None else cases))
 
 
 @pytest.fixture
-def exhaustive(request: pytest.FixtureRequest) -> Callable[[bool], None]:
-    """Skips an exhaustive search that was not asked for, given whether it is a short one."""
-    wanted = request.config.getoption("--exhaustive")
+def exhaustive(request: pytest.FixtureRequest) -> Callable[[bool], int | None]:
+    """The budget of an exhaustive search, given whether it is a short one: None is no limit.
 
-    def ask(short: bool) -> None:
+    Skips a search that was not asked for.
+    """
+    wanted = request.config.getoption("--exhaustive")
+    thorough = request.config.getoption("--thorough")
+
+    def ask(short: bool) -> int | None:
+        if wanted is None:
+            return None if thorough and short else SAMPLE
         if wanted == "none" or wanted == "short" and not short:
             pytest.skip("an exhaustive search: with --exhaustive " + ("short" if short else "all"))
+        return None
 
     return ask
 

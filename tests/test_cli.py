@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import pkgutil
 import pty
 import re
 import select
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loops import Running, sigint_as_usual
 from stores import (
     ROOT,
     blobs,
@@ -34,12 +36,12 @@ from stores import (
     run_tool,
     write_entries,
 )
-from test_housekeeper import Running, sigint_as_usual
 
+import storage_manager.commands
 from storage_manager import __version__, cli
-from storage_manager.commands import list as list_command
+from storage_manager.base.errors import EXIT_CODES
 from storage_manager.commands import stats
-from storage_manager.errors import EXIT_CODES
+from storage_manager.grammar import COMMANDS
 
 ONE_SHOTS = [
     ("list",),
@@ -727,8 +729,8 @@ def test_whatever_goes_wrong_is_one_sentence_an_event_and_exit_code_1(
 def test_corrupt_metadata_is_one_event_exit_code_1_and_no_word_of_its_contents(
     here: None, storage: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("commit", "metadata", "survey"):
-        monkeypatch.setattr(f"storage_manager.{module}.READ_PATIENCE_SECS", 0.01)
+    for module in ("commit", "reading", "survey"):
+        monkeypatch.setattr(f"storage_manager.store.{module}.READ_PATIENCE_SECS", 0.01)
     make_store(storage, 3, url="https://example.org/?token=SECRET")
     torn = (storage / "metadata.json").read_bytes()[:-30]
     for spoiled in (torn, torn + b"SECRET}", b"[]", b"", b'{"SECRET": }'):
@@ -844,7 +846,7 @@ def test_main_takes_arguments_and_returns_the_exit_code(
 
 def test_a_program_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "storage_manager", tmp_path / "storage_manager")
-    (tmp_path / "storage_manager" / "policy.py").unlink()
+    (tmp_path / "storage_manager" / "jobs" / "policy.py").unlink()
     done = run_tool("list", env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch("storage_manager: cannot start: .*policy.*\n", done.stderr)
@@ -860,5 +862,6 @@ def test_a_late_import_that_fails_is_one_sentence(
 
 
 def test_every_command_module_is_on_the_command_line() -> None:
-    assert [module.NAME for module in cli.COMMANDS] == list(FLAGS)
-    assert list_command in cli.COMMANDS
+    assert [command.name for command in COMMANDS] == list(FLAGS)
+    modules = {module.name for module in pkgutil.iter_modules(storage_manager.commands.__path__)}
+    assert {command.module for command in COMMANDS} == modules - {"outcome", "tables"}

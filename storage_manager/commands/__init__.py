@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from storage_manager.clock import Clock
+from storage_manager.base.clock import Clock
+from storage_manager.base.log import EventLog
+from storage_manager.base.output import Output
 from storage_manager.config import Load, Settings
-from storage_manager.logs import EventLog
-from storage_manager.output import Output
 
 
 class Context(NamedTuple):

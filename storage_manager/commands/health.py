@@ -6,24 +6,15 @@ import argparse
 from datetime import datetime
 from typing import Optional
 
-from storage_manager import report
+from storage_manager.base import quantity
+from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, describe_errno
+from storage_manager.base.process import condition
+from storage_manager.base.text import printable
 from storage_manager.commands import Context
 from storage_manager.config import Settings, absolute
-from storage_manager.errors import EXIT_FAILED, EXIT_OK, describe_errno
-from storage_manager.heartbeat import CYCLE, Heartbeat, ago, verdict
-from storage_manager.heartbeat_json import LARGEST_BYTES, as_json, decode
-from storage_manager.process import condition
-from storage_manager.status_file import read_file
-from storage_manager.text import printable
-
-NAME = "health"
-HELP = "whether run-loop does its work: one sentence, exit code 0 or 1"
-# A probe asks twice a minute: what it did is only worth a line when something is wrong, and never one in the log file.
-QUIET = True
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+from storage_manager.loop.heartbeat import CYCLE, Heartbeat, ago, verdict
+from storage_manager.loop.heartbeat_json import LARGEST_BYTES, as_json, decode
+from storage_manager.loop.status_file import read_file
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -31,7 +22,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     now = context.clock.now()
     heartbeat, problem = _examine(settings, now)
     if heartbeat is not None and heartbeat.last_cycle is not None and heartbeat.last_cycle.suggested_dirs:
-        from storage_manager.survey import report_suspect  # imports a good deal that a probe does not need
+        from storage_manager.store.survey import report_suspect  # imports a good deal that a probe does not need
 
         report_suspect(heartbeat.storage_dir, heartbeat.last_cycle.suggested_dirs, context.log)
     if problem is None and heartbeat is not None:
@@ -85,8 +76,8 @@ def _facts(heartbeat: Heartbeat, now: datetime) -> str:
         if last.exit_code != EXIT_OK:
             facts[-1] += f" with exit code {last.exit_code} ({last.sentence})"
         if last.usage_bytes is not None and last.session_count is not None:
-            held = f"{report.size(last.usage_bytes)} of {report.size(last.limit_bytes)}"
-            facts.append(f"{held} in {report.counted(last.session_count, 'session')}")
+            held = f"{quantity.size(last.usage_bytes)} of {quantity.size(last.limit_bytes)}"
+            facts.append(f"{held} in {quantity.counted(last.session_count, 'session')}")
         if last.suggested_dirs:
             facts.append(f"did you mean --storage-dir {last.suggested_dirs[0]}?")
     if heartbeat.state == CYCLE and heartbeat.cycle_started_at is not None:

@@ -6,29 +6,19 @@ import argparse
 from datetime import datetime
 from heapq import merge
 
-from storage_manager import report
+from storage_manager.base import quantity
+from storage_manager.base.errors import EXIT_OK
+from storage_manager.base.output import json_text
+from storage_manager.base.text import printable
+from storage_manager.base.times import utc_text
 from storage_manager.commands import Context
-from storage_manager.entry import utc_text
-from storage_manager.errors import EXIT_OK
-from storage_manager.model import Session
-from storage_manager.output import json_text
-from storage_manager.text import printable
-
-NAME = "list"
-HELP = "list the sessions, oldest first: one guid a line"
+from storage_manager.store.snapshot import Session
+from storage_manager.store.survey import take_snapshot
 
 _ROW = "{:<36}  {:<19}  {:>12}  {:>10}  {:<9}  {}"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--group", metavar="G", help="only this group's sessions")
-    parser.add_argument("-v", "--verbose", action="store_true", help="a table: created (UTC), age, size, state, group")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-
-
 def run(args: argparse.Namespace, context: Context) -> int:
-    from storage_manager.survey import take_snapshot  # `health` must not wait for it
-
     storage_dir = context.settings.storage_dir
     snapshot, _ = take_snapshot(storage_dir, context.clock, context.log)
     snapshot = snapshot.scoped(args.group)
@@ -48,7 +38,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
             context.out.line(session.guid)
     context.log.info(
         "storage_manager.list.summary",
-        f"{report.counted(len(snapshot.sessions), 'session')}, {report.size(snapshot.session_bytes)}",
+        f"{quantity.counted(len(snapshot.sessions), 'session')}, {quantity.size(snapshot.session_bytes)}",
         storage_dir=storage_dir,
         group=args.group,
         item_count=len(snapshot.sessions),
@@ -77,8 +67,8 @@ def _row(session: Session, state: str, now: datetime) -> str:
     return _ROW.format(
         session.guid,
         f"{session.created_at.date().isoformat()} {created}",
-        report.age(session.created_at, now),
-        report.size(session.size_bytes),
+        quantity.age(session.created_at, now),
+        quantity.size(session.size_bytes),
         state,
         "-" if session.group is None else printable(session.group, 60),
     )

@@ -4,46 +4,20 @@ from __future__ import annotations
 
 import argparse
 from datetime import datetime
-from typing import TYPE_CHECKING
 
+from storage_manager.base.errors import EXIT_OK, UsageError
+from storage_manager.base.text import printable
 from storage_manager.commands import Context
-from storage_manager.commands._shared import add_lock_arguments, argument, confirmed, execute, show
-from storage_manager.errors import EXIT_OK, UsageError
-from storage_manager.model import Plan, Snapshot
-from storage_manager.policy import plan_orphan_purge, plan_purge
-from storage_manager.quantity import parse_number
-from storage_manager.text import printable
-
-if TYPE_CHECKING:
-    from storage_manager.pruner import Job
+from storage_manager.commands.outcome import confirmed, execute, show
+from storage_manager.jobs.plan import Plan
+from storage_manager.jobs.policy import plan_orphan_purge, plan_purge
+from storage_manager.jobs.prune import Job
+from storage_manager.store.snapshot import Snapshot
 
 NAME = "purge"
-HELP = "delete the sessions of an age and older"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--age-days",
-        metavar="N",
-        type=argument(parse_number),
-        default=30.0,
-        help="age in days of 24 hours (default: 30); 0 is everything, and asks first",
-    )
-    parser.add_argument("--group", metavar="G", help="only this group's sessions")
-    parser.add_argument(
-        "--orphans",
-        action="store_true",
-        help="orphans instead of sessions, by the time they were last modified (`check --adopt-orphans` keeps them)",
-    )
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--dry-run", action="store_true", help="say what would go; delete nothing")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    add_lock_arguments(parser)
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
-    from storage_manager.pruner import Job  # `health` must not wait for it
-
     if args.orphans and args.group is not None:
         raise UsageError("--orphans and --group exclude each other: an orphan's group is not known")
 

@@ -5,26 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any, Optional
 
-from storage_manager import report
-from storage_manager.commands import Context
-from storage_manager.entry import utc_text
-from storage_manager.errors import EXIT_OK
-from storage_manager.model import Snapshot
-from storage_manager.output import Output
-from storage_manager.text import printable
-
-NAME = "stats"
-HELP = "totals, groups, anomalies, and how full the store is"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--group", metavar="G", help="only this group's sessions")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+from storage_manager.base import quantity
+from storage_manager.base.errors import EXIT_OK
+from storage_manager.base.output import Output
+from storage_manager.base.text import printable
+from storage_manager.base.times import utc_text
+from storage_manager.commands import Context, tables
+from storage_manager.store.snapshot import Snapshot
+from storage_manager.store.survey import take_snapshot
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
-    from storage_manager.survey import take_snapshot  # `health` must not wait for it
-
     settings = context.settings
     snapshot, findings = take_snapshot(settings.storage_dir, context.clock, context.log)
     facts = _facts(snapshot.scoped(args.group), settings.storage_dir, args.group, settings.max_storage_bytes)
@@ -35,8 +26,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
         _print(facts, context.out)
     context.log.info(
         "storage_manager.stats.summary",
-        f"{report.counted(facts['session_count'], 'session')}, {report.size(facts['usage_bytes'])} "
-        f"of {report.size(facts['limit_bytes'])}",
+        f"{quantity.counted(facts['session_count'], 'session')}, {quantity.size(facts['usage_bytes'])} "
+        f"of {quantity.size(facts['limit_bytes'])}",
         **{name: value for name, value in facts.items() if name != "groups"},
     )
     return EXIT_OK
@@ -60,9 +51,9 @@ def _facts(snapshot: Snapshot, storage_dir: str, group: Optional[str], limit_byt
         "declared_bytes": declared,
         "drift_bytes": session_bytes - declared,
         "usage_bytes": usage,
-        "usage_mb": report.megabytes(usage),
+        "usage_mb": quantity.megabytes(usage),
         "limit_bytes": limit_bytes,
-        "limit_mb": report.megabytes(limit_bytes),
+        "limit_mb": quantity.megabytes(limit_bytes),
         "used_percent": round(100 * usage / limit_bytes, 1),
         "oldest_created_at": utc_text(snapshot.sessions[0].created_at) if snapshot.sessions else None,
         "newest_created_at": utc_text(snapshot.sessions[-1].created_at) if snapshot.sessions else None,
@@ -83,13 +74,13 @@ def _print(facts: dict[str, Any], out: Output) -> None:
         out.line(f"           empty; did you mean --storage-dir {printable(suggested)}?")
     if facts["group"] is not None:
         out.line(f"Group      {printable(facts['group'], 200)}")
-    out.line(f"Usage      {report.size(usage)} of {report.size(limit)}  {facts['used_percent']} %")
-    out.line(f"           {report.bar(usage, limit, out.encoding)}")
-    out.line(f"Sessions   {facts['session_count']:,}, {report.size(facts['session_bytes'])}")
+    out.line(f"Usage      {quantity.size(usage)} of {quantity.size(limit)}  {facts['used_percent']} %")
+    out.line(f"           {tables.bar(usage, limit, out.encoding)}")
+    out.line(f"Sessions   {facts['session_count']:,}, {quantity.size(facts['session_bytes'])}")
     if facts["drift_bytes"]:
         direction = "more" if facts["drift_bytes"] > 0 else "less"
-        drift = report.size(abs(facts["drift_bytes"]))
-        out.line(f"Declared   {report.size(facts['declared_bytes'])}; on disk there is {drift} {direction}")
+        drift = quantity.size(abs(facts["drift_bytes"]))
+        out.line(f"Declared   {quantity.size(facts['declared_bytes'])}; on disk there is {drift} {direction}")
     if facts["oldest_created_at"]:
         out.line(f"Oldest     {facts['oldest_created_at']}")
         out.line(f"Newest     {facts['newest_created_at']}")
@@ -99,17 +90,17 @@ def _print(facts: dict[str, Any], out: Output) -> None:
             (
                 "-" if row["group"] is None else row["group"],
                 f"{row['session_count']:,}",
-                report.size(row["session_bytes"]),
+                quantity.size(row["session_bytes"]),
             )
             for row in facts["groups"]
         ]
-        for line in report.table(("GROUP", "SESSIONS>", "SIZE>"), rows):
+        for line in tables.table(("GROUP", "SESSIONS>", "SIZE>"), rows):
             out.line(line)
     if facts["anomalies"]:
         out.line("")
         rows = [
-            (kind.replace("_", " "), f"{found['count']:,}", report.size(found["size_bytes"]))
+            (kind.replace("_", " "), f"{found['count']:,}", quantity.size(found["size_bytes"]))
             for kind, found in facts["anomalies"].items()
         ]
-        for line in report.table(("ANOMALY", "COUNT>", "SIZE>"), rows):
+        for line in tables.table(("ANOMALY", "COUNT>", "SIZE>"), rows):
             out.line(line)

@@ -1,0 +1,265 @@
+"""Events: one JSON object (CLEF) or one line of text each, to standard error and a rotated file.
+
+Guarantees: logging never raises, and never blocks for long on a reader that has stopped reading (lines are
+dropped and counted instead); JSON lines are strict JSON; nothing raw from a file name reaches a terminal.
+Not guaranteed: that a line is on disk when the process is killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import stat
+import sys
+import time
+from contextlib import suppress
+from typing import Optional, TextIO
+
+from storage_manager import __version__
+from storage_manager.base.clef import (
+    LOGGER_NAME,
+    JsonFormatter,
+    TextFormatter,
+    _encode,
+    _strict,
+)
+from storage_manager.base.errors import describe_errno
+
+LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR,
+          "CRITICAL": logging.CRITICAL}  # fmt: skip
+
+# A housekeeper must not fill the disk: three files of ten megabytes.
+LOG_FILE_BYTES = 10 * 1024 * 1024
+LOG_FILE_BACKUPS = 2
+
+# How long all the lines of one run together may wait for a reader that has stopped reading.
+STALL_SECS = 2.0
+
+# poll() promises room for this much in a pipe.
+_PIPE_CHUNK_BYTES = 4096
+
+
+class EventLog:
+    """What the rest of the program logs with: events, with a stable key, a sentence and fields."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self.run_id = ""
+        self._constants = ""
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        """Give the events from here on an identity of their own: one per command, and per cycle of the loop."""
+        self.run_id = os.urandom(8).hex()
+        constants = {
+            "logger": LOGGER_NAME,
+            "run_id": self.run_id,
+            "host": _strict(os.uname().nodename),
+            "pid": os.getpid(),
+            "version": __version__,
+        }
+        self._constants = "," + _encode(constants)[1:-1]  # encoded once, not for each of 50,000 deletions
+        for handler in self._logger.handlers:
+            if isinstance(handler, StderrHandler):
+                handler.begin_run()
+
+    def debug(self, event: str, message: str, **fields: object) -> None:
+        self._emit(logging.DEBUG, event, message, fields)
+
+    def info(self, event: str, message: str, **fields: object) -> None:
+        self._emit(logging.INFO, event, message, fields)
+
+    def warning(self, event: str, message: str, **fields: object) -> None:
+        self._emit(logging.WARNING, event, message, fields)
+
+    def error(self, event: str, message: str, **fields: object) -> None:
+        self._emit(logging.ERROR, event, message, fields)
+
+    def exception(self, event: str, message: str, fault: BaseException, **fields: object) -> None:
+        """An error event with the traceback of `fault`."""
+        self._emit(logging.ERROR, event, message, fields, fault)
+
+    def _emit(
+        self, level: int, event: str, message: str, fields: dict[str, object], error: Optional[BaseException] = None
+    ) -> None:
+        # Straight to the handlers: what lies between, finding the caller and the loggers above, costs as much
+        # as the line itself, fifty thousand times in a large prune.
+        if not self._logger.isEnabledFor(level):
+            return
+        exc_info = (type(error), error, error.__traceback__) if error is not None else None
+        record = logging.LogRecord(LOGGER_NAME, level, "", 0, message, None, exc_info)
+        record.event = event
+        record.constants = self._constants
+        record.fields = fields
+        for handler in self._logger.handlers:
+            if level >= handler.level:
+                handler.handle(record)
+
+
+class StderrHandler(logging.Handler):
+    """Lines to a stream that may be a file, a terminal, or a pipe whose reader has stopped or gone."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._own_fd: Optional[int] = None
+        self._dropped = 0
+        self._torn = False
+        self._written = 0
+        self._patience_secs = STALL_SECS
+        try:
+            mode = os.fstat(fd).st_mode
+            self._may_block = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
+        except OSError:
+            self._may_block = True
+        if self._may_block:
+            # Opened anew it can be made non-blocking without changing what other processes share with us. Not
+            # everything can (a socket): then poll() alone must tell.
+            with suppress(OSError):
+                self._fd = self._own_fd = os.open(
+                    f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+                )
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLOUT)
+
+    def begin_run(self) -> None:
+        self._patience_secs = STALL_SECS
+
+    def close(self) -> None:
+        self.acquire()  # another thread may be about to write, and the number will be some other file's
+        try:
+            if self._own_fd is not None:
+                os.close(self._own_fd)
+                self._own_fd = None
+                self._fd = -1
+        finally:
+            self.release()
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            if self._dropped and self._ready(0.0):
+                line = self._dropped_line(record) + line
+            if self._torn:
+                line = b"\n" + line
+        except Exception:  # noqa: BLE001  # whatever is wrong with a log line must not end a prune
+            self._dropped += 1
+            return
+        left = len(line)
+        try:
+            left = self._write(line)
+        except OSError:  # nobody reads any more, or the disk is full; both may pass
+            pass
+        if left:
+            self._dropped += 1
+            self._torn = self._torn or self._written > 0
+        else:
+            self._dropped = 0
+            self._torn = False
+
+    def _write(self, line: bytes) -> int:
+        """Write what finds room in time; how many bytes did not. Raises OSError."""
+        self._written = 0
+        view = memoryview(line)
+        while view:
+            if self._may_block and not self._ready(self._patience_secs):
+                break
+            written = os.write(self._fd, view[:_PIPE_CHUNK_BYTES] if self._may_block else view)
+            self._written += written
+            view = view[written:]
+        return len(view)
+
+    def _ready(self, secs: float) -> bool:
+        if self._poll.poll(0):
+            return True
+        if secs <= 0:
+            return False
+        start = time.monotonic()
+        found = bool(self._poll.poll(secs * 1000))
+        self._patience_secs = max(0.0, self._patience_secs - (time.monotonic() - start))
+        return found
+
+    def _dropped_line(self, record: logging.LogRecord) -> bytes:
+        notice = logging.LogRecord(
+            LOGGER_NAME, logging.WARNING, "", 0, f"{self._dropped} log lines were dropped: nobody read them", None, None
+        )
+        notice.event = "storage_manager.log_dropped"
+        notice.constants = getattr(record, "constants", "")
+        notice.fields = {"dropped_count": self._dropped}
+        return self.format(notice).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def build_logger(stream: Optional[TextIO], as_json: bool, level: int) -> logging.Logger:
+    """A logger that writes events of `level` and above to `stream`; None when standard error is closed."""
+    logging.raiseExceptions = False
+    # Every record would carry these; no event shows them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logger = logging.Logger(LOGGER_NAME, logging.DEBUG)
+    if stream is not None:
+        handler = StderrHandler(stream.fileno())
+        handler.setLevel(level)
+        handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+        logger.addHandler(handler)
+    logger.setLevel(level)
+    return logger
+
+
+def add_log_file(logger: logging.Logger, path: str) -> Optional[str]:
+    """Send every event to a rotated file as JSON, too. What is wrong with the path, or None.
+
+    Losing the file later (a full disk, a removed directory) loses lines, not the run.
+    """
+    from logging.handlers import RotatingFileHandler  # imports a good deal that most runs do not need
+
+    class QuietRotatingFileHandler(RotatingFileHandler):
+        def handleError(self, record: logging.LogRecord) -> None:
+            """Called when a line could not be written; the next one is tried again."""
+
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return "it is not a regular file"
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return describe_errno(error)
+    except ValueError as error:
+        return str(error)
+    try:
+        handler = QuietRotatingFileHandler(
+            path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILE_BACKUPS, encoding="utf-8", errors="backslashreplace"
+        )
+    except OSError as error:
+        return describe_errno(error)
+    except ValueError as error:
+        return str(error)
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(JsonFormatter())
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    return None
+
+
+def log_files(path: str) -> list[str]:
+    """The log file and those that it is rotated to."""
+    return [path, *(f"{path}.{number}" for number in range(1, LOG_FILE_BACKUPS + 1))]
+
+
+def close_logger(logger: logging.Logger) -> None:
+    """The last handler first: what one has to tell at its end goes to those before it."""
+    for handler in reversed(list(logger.handlers)):
+        logger.removeHandler(handler)
+        try:
+            handler.close()
+        except OSError:  # a full disk; the lines are lost, the command's result is not
+            pass
+
+
+def standard_error() -> Optional[TextIO]:
+    """sys.stderr if it can be written to by descriptor, else None."""
+    try:
+        sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+    return sys.stderr

@@ -1,0 +1,104 @@
+"""Numbers as people write them: sizes with units, ages, intervals. ASCII digits only; never nan or inf."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime
+
+BYTES_PER_MB = 1024 * 1024
+
+# The largest file system Linux knows holds 8 EiB; a larger size is a slip of the keyboard.
+LARGEST_SIZE_BYTES = 1 << 63
+_NUMBER = re.compile(r"\+?(\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,4})?", re.ASCII)
+_SIZE = re.compile(rf"({_NUMBER.pattern})\s*([A-Za-z]*)", re.ASCII)
+_UNITS = {"": BYTES_PER_MB, "b": 1}
+
+for _power, _letter in enumerate("kmgtpe", start=1):
+    _UNITS.update({_letter: 1024**_power, f"{_letter}b": 1024**_power, f"{_letter}ib": 1024**_power})
+
+
+def parse_number(text: str, at_least: float = 0.0, at_most: float = math.inf) -> float:
+    """A finite decimal number. Raises ValueError with what is wrong with it."""
+    text = text.strip()
+    if _NUMBER.fullmatch(text) is None:
+        raise ValueError("it is not a plain number")
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("it is too large")
+    if number < at_least:
+        raise ValueError(f"it must be at least {at_least:g}")
+    if number > at_most:
+        raise ValueError(f"it must be at most {at_most:g}")
+    return number
+
+
+def parse_positive(text: str, at_most: float = math.inf) -> float:
+    """Like parse_number(), and above zero."""
+    number = parse_number(text, at_most=at_most)
+    if number <= 0:
+        raise ValueError("it must be greater than 0")
+    return number
+
+
+def parse_count(text: str) -> int:
+    """A whole number from 0. Raises ValueError with what is wrong with it."""
+    if re.fullmatch(r"\+?\d{1,18}", text.strip(), re.ASCII) is None:
+        raise ValueError("it is not a whole number from 0 up")
+    return int(text)
+
+
+def parse_size_bytes(text: str) -> int:
+    """A size above zero in bytes: a plain number is MB; units are powers of 1024 (512M, 10GB, 1.5 GiB)."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("it is not a size such as 512, 512M, 10GB or 1.5 GiB")
+    unit = _UNITS.get(match.group(3).lower())
+    if unit is None:
+        raise ValueError(f"{match.group(3)} is not a unit; use B, K, M, G, T or P")
+    size = parse_positive(match.group(1)) * unit
+    if size > LARGEST_SIZE_BYTES:
+        raise ValueError("it is larger than any file system")
+    if size < 1:
+        raise ValueError("it is less than one byte")
+    return int(size)
+
+
+def size(size_bytes: int) -> str:
+    """Bytes with the unit that suits them (powers of 1024, called KB, MB, GB as everywhere here)."""
+    amount = float(size_bytes)
+    if abs(amount) < 1024:
+        return f"{size_bytes} B"
+    for unit in ("KB", "MB", "GB", "TB", "PB"):
+        amount /= 1024
+        if abs(amount) < 1024 or unit == "PB":
+            return f"{amount:.1f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def megabytes(size_bytes: int) -> float:
+    return round(size_bytes / BYTES_PER_MB, 3)
+
+
+def age(created_at: datetime, now: datetime) -> str:
+    """How old, in the one unit that says most."""
+    secs = (now - created_at).total_seconds()
+    return "in the future" if secs < 0 else duration(secs)
+
+
+def duration(secs: float) -> str:
+    """A length of time in the one unit that says most."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if secs >= 2 * length:
+            return f"{secs / length:.0f} {unit}"
+    return f"{secs:.0f} s"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 session`, `2 sessions`; of a noun with more behind it, `2 blobs in flight`."""
+    head, space, rest = noun, "", ""
+    for word in (" in ", " of ", " that "):
+        if word in noun:
+            head, space, rest = noun.partition(word)
+    plural = head[:-1] + "ies" if head.endswith("y") else head + "s"
+    return f"{count:,} {head if count == 1 else plural}{space}{rest}"

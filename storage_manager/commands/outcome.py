@@ -1,0 +1,100 @@
+"""What the commands that delete have in common: the question before, and how the outcome is shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from storage_manager.base import quantity
+from storage_manager.base.clock import Clock
+from storage_manager.base.errors import StorageManagerError
+from storage_manager.base.log import EventLog
+from storage_manager.base.output import Output
+from storage_manager.base.times import utc_text
+from storage_manager.jobs.plan import Outcome, sentence
+from storage_manager.jobs.prune import Job, dry_run, run
+from storage_manager.store.snapshot import Session
+
+
+def confirmed(warning: str, clock: Clock) -> bool:
+    """Whether the user says yes. Raises StorageManagerError when there is nobody to answer, and Interrupted."""
+    if sys.stderr is not None:
+        print(warning, file=sys.stderr)
+        print("Are you sure? (yes/no) ", end="", file=sys.stderr, flush=True)
+    try:
+        answer = ""
+        if sys.stdin is not None:
+            clock.wait_for_input(sys.stdin.fileno())
+            answer = sys.stdin.readline()
+    except (OSError, ValueError):
+        answer = ""
+    if sys.stderr is not None and not (answer and sys.stdin.isatty()):
+        print(file=sys.stderr)  # nobody has pressed return
+    if not answer:
+        raise StorageManagerError("there is nobody to answer; use --yes to go on without being asked")
+    return answer.strip().lower() in ("yes", "y")
+
+
+def execute(job: Job, only_plan: bool, clock: Clock, log: EventLog) -> Outcome:
+    return (dry_run if only_plan else run)(job, clock, log)
+
+
+def show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, out: Output) -> None:
+    """The outcome on standard output: JSON, or a line per decision where asked for, and one sentence."""
+    if as_json:
+        out.json(_json(outcome, job, verbose))
+        return
+    if outcome.dry_run or verbose:
+        for action, session, reason in _decisions(outcome, verbose):
+            if not out.is_open:
+                break
+            out.line(
+                f"{action:<6}  {session.guid}  {utc_text(session.created_at)[:19]}  "
+                f"{quantity.size(session.size_bytes):>10}  {reason}"
+            )
+    out.line(sentence(outcome))
+    if not outcome.plan.target_met:
+        for cause, size_bytes in outcome.plan.causes.items():
+            out.line(f"target not met: {quantity.size(size_bytes)} {cause.replace('_', ' ')}")
+
+
+def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:
+    plan = outcome.plan
+    return {
+        "command": job.command,
+        "dry_run": outcome.dry_run,
+        "storage_dir": job.storage_dir,
+        "group": job.group,
+        "limit_bytes": job.limit_bytes,
+        "target_bytes": plan.target_bytes,
+        "target_met": plan.target_met,
+        "causes": plan.causes,
+        "current_bytes": plan.current_bytes,
+        "final_bytes": outcome.final_bytes,
+        "deleted_count": outcome.deleted_count,
+        "freed_bytes": outcome.freed_bytes,
+        "swept_count": outcome.swept_count,
+        "failed_count": len(outcome.failed),
+        "exit_code": outcome.exit_code,
+        "plan": [
+            {
+                "action": action,
+                "guid": session.guid,
+                "created_at": utc_text(session.created_at),
+                "group": session.group,
+                "size_bytes": session.size_bytes,
+                "reason": reason,
+            }
+            for action, session, reason in _decisions(outcome, verbose)
+        ],
+    }
+
+
+def _decisions(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, Session, str]]:
+    """The plan's decisions, with what failed called so; the sessions that stay only where asked for."""
+    for action, session, reason in outcome.plan.decisions():
+        if session.blob_name in outcome.failed:
+            yield "failed", session, reason
+        elif verbose or action != "keep":
+            yield action, session, reason

@@ -1,0 +1,186 @@
+"""Everything odd about a store: what, how much of it, and what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import NamedTuple, Optional
+
+from storage_manager.base import quantity
+from storage_manager.base.clock import Clock
+from storage_manager.base.log import EventLog
+from storage_manager.base.text import printable
+from storage_manager.store.directory import Store, open_store
+from storage_manager.store.holder import LockState, lock_state
+from storage_manager.store.inventory import IN_FLIGHT_AGE
+from storage_manager.store.names import ASIDE_PREFIX, LOCK_NAME
+from storage_manager.store.snapshot import (
+    ANOMALY_KINDS,
+    CORRUPT,
+    DANGLING,
+    IN_FLIGHT,
+    NOT_A_FILE,
+    ORPHAN,
+    UNREADABLE,
+    Anomaly,
+    Snapshot,
+)
+from storage_manager.store.survey import EXAMPLES, Findings, take_snapshot
+
+LEFTOVER = "leftover"
+LOCK = "lock"
+DRIFT = "drift"
+AHEAD = "ahead"
+"""In flight by its time stamp alone, which is too far in the future for a save that is under way."""
+
+
+NOUNS = {
+    ORPHAN: "orphan",
+    IN_FLIGHT: "blob in flight",
+    DANGLING: "dangling entry",
+    CORRUPT: "corrupt entry",
+    NOT_A_FILE: "blob that is not a file",
+    UNREADABLE: "unreadable blob",
+    LEFTOVER: "left-over file",
+    LOCK: "lock",
+    DRIFT: "blob of another size than declared",
+}
+
+REMEDIES = {
+    ORPHAN: "`check --adopt-orphans GROUP` makes sessions of them; `purge --orphans --age-days N` deletes them",
+    IN_FLIGHT: "nothing: a save may be under way; after 10 minutes it counts as an orphan",
+    AHEAD: "compare the clocks of the hosts; `touch` it, and after 10 minutes it counts as an orphan",
+    DANGLING: "`check --repair` removes them; so does a prune that comes to their age",
+    CORRUPT: "mend the entry by hand while the service is stopped, or leave it: it stays, and its blob counts",
+    NOT_A_FILE: "look what it is, and move it away",
+    UNREADABLE: "check the permissions and the disk",
+    LEFTOVER: "`check --repair` removes them; so does the next prune, but for unfinished metadata",
+    LOCK: "see whether that process lives; if not, the next run takes the lock over (the previous housekeeper's when "
+    "it is older than the stale time)",
+    DRIFT: "nothing, if the service changes blobs; a blob that is too short was damaged or never finished",
+}
+
+
+class Finding(NamedTuple):
+    """One kind of oddity."""
+
+    kind: str
+    item_count: int
+    size_bytes: int
+    """Of drift, the sum of the differences."""
+    examples: list[str]
+    remedy: str
+    needs_attention: bool
+    """False for what belongs to everyday life: a save under way, the files of a run that is at work."""
+
+
+class Checkup(NamedTuple):
+    """A store, looked at."""
+
+    findings: list[Finding]
+    totals: Findings
+
+    @property
+    def is_clean(self) -> bool:
+        return not any(finding.needs_attention for finding in self.findings) and not self.totals.suggested_dirs
+
+    @property
+    def is_repairable(self) -> bool:
+        """Whether there is anything that a repair might remove; what a run at work owns, it will find out."""
+        return any(
+            finding.kind in (DANGLING, LEFTOVER) or (finding.kind == LOCK and finding.needs_attention)
+            for finding in self.findings
+        )
+
+    def count(self, kind: str) -> int:
+        return sum(finding.item_count for finding in self.findings if finding.kind == kind)
+
+
+def check_up(storage_dir: str, lock_stale_secs: float, clock: Clock, log: EventLog) -> Checkup:
+    """Look at everything in a store. Takes no lock and changes nothing.
+
+    Raises StoreMissing, StoreError, MetadataCorrupt, Interrupted.
+    """
+    with open_store(storage_dir) as store:
+        before = lock_state(store, clock, lock_stale_secs)
+        snapshot, totals = take_snapshot(storage_dir, clock, log)
+        # A run that came and went between two looks at the lock has taken its files with it.
+        leftovers = {name: size for name, size in snapshot.leftovers.items() if _is_there(store, name)}
+        lock = lock_state(store, clock, lock_stale_secs)
+    is_busy = any(state is not None and state.is_held for state in (before, lock))
+    anomalies = _anomalies(snapshot, clock.now(), is_busy)
+    return Checkup([*anomalies, *_files(leftovers, is_busy), *_drift(snapshot), *_lock(lock)], totals)
+
+
+def _is_there(store: Store, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=store.dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError:  # it was listed; what is wrong with it, the next run tells
+        return True
+    return True
+
+
+def _anomalies(snapshot: Snapshot, now: datetime, is_busy: bool) -> Iterator[Finding]:
+    totals = snapshot.anomaly_totals()
+    for kind in ANOMALY_KINDS:
+        if kind not in totals:
+            continue
+        count, size_bytes = totals[kind]
+        found = [anomaly for anomaly in snapshot.anomalies if anomaly.kind == kind]
+        remedy, needs_attention = REMEDIES[kind], kind != IN_FLIGHT
+        if kind == IN_FLIGHT and any(_is_ahead(anomaly, now) for anomaly in found):
+            found.sort(key=lambda anomaly: anomaly.modified_at or now, reverse=True)
+            remedy, needs_attention = REMEDIES[AHEAD], True
+        examples = [f"{printable(anomaly.name, 200)} ({anomaly.detail})" for anomaly in found[:EXAMPLES]]
+        if kind == DANGLING:
+            examples = [session.guid for session in snapshot.dangling[:EXAMPLES]]
+            needs_attention = not is_busy  # a run deletes blobs first
+        yield Finding(kind, count, size_bytes, examples, remedy, needs_attention)
+
+
+def _is_ahead(anomaly: Anomaly, now: datetime) -> bool:
+    return anomaly.modified_at is not None and anomaly.modified_at - now > IN_FLIGHT_AGE
+
+
+def _files(leftovers: Mapping[str, int], is_busy: bool) -> Iterator[Finding]:
+    """Files of a run that died. While one is at work, they are its own, but for those kept aside."""
+    names = sorted(leftovers)
+    if names:
+        needs_attention = not is_busy or any(name.startswith(ASIDE_PREFIX) for name in names)
+        examples = [printable(name, 200) for name in names[:EXAMPLES]]
+        yield Finding(LEFTOVER, len(names), sum(leftovers.values()), examples, REMEDIES[LEFTOVER], needs_attention)
+
+
+def _drift(snapshot: Snapshot) -> Iterator[Finding]:
+    drifted = [session for session in snapshot.sessions if session.declared_bytes not in (None, session.size_bytes)]
+    if drifted:
+        examples = [
+            f"{session.blob_name} (declared {session.declared_bytes} bytes, has {session.size_bytes})"
+            for session in drifted[:EXAMPLES]
+        ]
+        size_bytes = sum(abs(session.size_bytes - (session.declared_bytes or 0)) for session in drifted)
+        yield Finding(DRIFT, len(drifted), size_bytes, examples, REMEDIES[DRIFT], True)
+
+
+def _lock(state: Optional[LockState]) -> Iterator[Finding]:
+    if state is not None:
+        remedy = REMEDIES[LOCK]
+        if state.is_held:
+            remedy = "nothing: a run is at work"
+        elif state.is_leftover:
+            remedy = "nothing: the next run takes it over"
+        yield Finding(LOCK, 1, state.size_bytes, [f"{LOCK_NAME} ({state.text})"], remedy, not state.is_held)
+
+
+def summary(checkup: Checkup) -> str:
+    """One sentence."""
+    if checkup.is_clean:
+        return f"clean: {quantity.counted(checkup.totals.session_count, 'session')}"
+    odd = [finding for finding in checkup.findings if finding.needs_attention]
+    parts = [quantity.counted(finding.item_count, NOUNS[finding.kind]) for finding in odd]
+    if checkup.totals.suggested_dirs:
+        parts.append("probably the wrong directory")
+    return ", ".join(parts)

@@ -1,0 +1,132 @@
+"""Blobs without entries: whether one is an orphan still, and the entries that would make sessions of them again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import NamedTuple, Optional
+
+from storage_manager.base.clock import Clock, Patience
+from storage_manager.base.errors import StoreError
+from storage_manager.base.times import from_timestamp
+from storage_manager.store.directory import Store
+from storage_manager.store.document import Document, parse
+from storage_manager.store.names import GUID_LENGTH, METADATA_NAME, is_format
+from storage_manager.store.reading import READ_PATIENCE_SECS, Reading, is_named, read_stable
+from storage_manager.store.snapshot import IN_FLIGHT, ORPHAN, UNREADABLE, Anomaly, Session
+
+
+class OrphanGuard:
+    """Tells, right before the deletion, whether an orphan is one still.
+
+    Between the answer and the deletion a client could give it an entry after all: one that was stopped in a save for
+    as long as the orphan is old, and goes on within just these microseconds.
+    """
+
+    def __init__(self, store: Store, clock: Clock, reading: Optional[Reading], orphans: Iterable[Session]) -> None:
+        """`reading` is what the orphans had no entry in; None where there was no metadata.json."""
+        self._store = store
+        self._clock = clock
+        self._status = reading.status if reading is not None else None
+        self._orphans = {orphan.blob_name: orphan for orphan in orphans}
+        self._guids = {orphan.guid for orphan in self._orphans.values()}
+        self._taken: set[str] = set()
+
+    def is_orphan(self, orphan: Session) -> bool:
+        """Whether nobody has given it an entry, or written to it. Raises MetadataCorrupt, StoreError."""
+        if self._status is None or not is_named(self._store, METADATA_NAME, self._status):
+            self._look_again()
+        return orphan.guid not in self._taken and self._is_untouched(orphan)
+
+    def _look_again(self) -> None:
+        found = read_stable(self._store, Patience(self._clock, READ_PATIENCE_SECS, 0.0), parse)
+        if found is None:
+            self._status, self._taken = None, set()
+            return
+        reading, document = found
+        with reading:
+            self._status = reading.status
+            members = {key: index for index, key in enumerate(document.keys) if key in self._guids}
+            self._taken = {key for key, index in members.items() if not self._is_about_another(key, document, index)}
+
+    def _is_about_another(self, guid: str, document: Document, index: int) -> bool:
+        """Whether an entry is about a blob of that guid that is no orphan of ours, and is there."""
+        value = document.value(index)
+        extension = value.get("format") if isinstance(value, dict) else None
+        if not isinstance(extension, str) or not is_format(extension):
+            return False
+        name = f"{guid}.{extension}"
+        return name not in self._orphans and self._status_of(name) is not None
+
+    def _is_untouched(self, orphan: Session) -> bool:
+        status = self._status_of(orphan.blob_name)
+        if status is None:
+            return True  # whoever deletes it finds out
+        return (from_timestamp(status.st_mtime), status.st_size) == (orphan.created_at, orphan.size_bytes)
+
+    def _status_of(self, name: str) -> Optional[os.stat_result]:
+        try:
+            return os.stat(name, dir_fd=self._store.dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError("examine", self._store.file(name), error) from error
+
+
+class Adoptable(NamedTuple):
+    """Which orphans can have entries of their own."""
+
+    orphans: Sequence[Session]
+    """Oldest first."""
+    left: Sequence[Anomaly]
+    """Those that no entry could name, or whose guid is taken by another blob."""
+
+
+def adoptable(anomalies: Iterable[Anomaly], taken: Iterable[str]) -> Adoptable:
+    """`taken` are the keys that metadata.json has already."""
+    blobs = [anomaly for anomaly in anomalies if anomaly.kind in (ORPHAN, IN_FLIGHT)]
+    # A guid can have one entry, and which of several blobs it is about, nobody knows.
+    count = Counter(anomaly.name[:GUID_LENGTH] for anomaly in blobs)
+    keys = set(taken)
+    chosen, left = [], []
+    for anomaly in blobs:
+        guid = anomaly.name[:GUID_LENGTH]
+        if anomaly.kind != ORPHAN:
+            continue
+        if count[guid] == 1 and guid not in keys and is_format(anomaly.name[GUID_LENGTH + 1 :]):
+            chosen.append(anomaly.as_session())
+        else:
+            left.append(anomaly)
+    return Adoptable(sorted(chosen), left)
+
+
+def entries_text(orphans: Iterable[Session], group: str) -> bytes:
+    """A metadata.json with an entry for each orphan, as the client would write it."""
+    entries = {
+        orphan.guid: {
+            "format": orphan.format,
+            "size": orphan.size_bytes,
+            "created_at": orphan.created_at.isoformat(),
+            "group": group,
+        }
+        for orphan in orphans
+    }
+    return json.dumps(entries, indent=2).encode()
+
+
+class Missed(NamedTuple):
+    """What is known of the blobs that no entry is about, those of saves under way included."""
+
+    guids: set[str]
+    newest: Optional[datetime]
+    """When the last of them was written; None when there is none."""
+
+
+def missed(anomalies: Iterable[Anomaly]) -> Missed:
+    """Of a blob that cannot be examined, nobody knows when it was written: it may be the newest."""
+    blobs = [anomaly for anomaly in anomalies if anomaly.kind in (ORPHAN, IN_FLIGHT, UNREADABLE)]
+    times = [anomaly.modified_at or datetime.max for anomaly in blobs]
+    return Missed({anomaly.name[:GUID_LENGTH] for anomaly in blobs}, max(times, default=None))

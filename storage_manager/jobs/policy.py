@@ -1,0 +1,170 @@
+"""Pure policy: a Snapshot and limits in, a Plan out. No clock, no file system, no logging."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple, Optional
+
+from storage_manager.jobs.plan import Keep, Plan
+from storage_manager.store.snapshot import ORPHAN, UNREADABLE, Session, Snapshot
+
+
+class PruneLimits(NamedTuple):
+    """How far to prune, and what is out of bounds."""
+
+    limit_bytes: int
+    """Nothing happens up to here."""
+    target_bytes: int
+    """Beyond the limit, sessions go until usage is down to this."""
+    min_age_mins: float = 0.0
+    """Younger sessions are protected."""
+    keep_last: int = 0
+    """The newest N sessions of the scope are protected."""
+    group: Optional[str] = None
+
+
+def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
+    """Choose the shortest run of oldest sessions whose deletion brings usage down to the target.
+
+    The victims are always a prefix of the sessions in age order, so no newer session goes while an older one
+    of the scope stays. Anomalies are never chosen. When they alone exceed the target, sessions are pruned as
+    if the anomalies were not there: emptying the store could not meet the target anyway.
+    """
+    scope = snapshot.scoped(limits.group)
+    anomaly_bytes = scope.anomaly_bytes
+    session_bytes = scope.session_bytes
+    usage = session_bytes + anomaly_bytes
+    sessions = scope.sessions
+    protected_from, protections = _protected(sessions, limits, now)
+
+    count, excess = 0, 0
+    if usage > limits.limit_bytes:
+        tolerated = anomaly_bytes if anomaly_bytes > limits.target_bytes else 0
+        excess = usage - tolerated - limits.target_bytes
+        while excess > 0 and count < protected_from:
+            excess -= sessions[count].size_bytes
+            count += 1
+
+    victims = sessions[:count]
+    freed = sum(session.size_bytes for session in victims)
+    causes: dict[str, int] = _unknown(snapshot)
+    if usage > limits.limit_bytes and usage - freed > limits.target_bytes:
+        causes |= {kind: size for kind, (_, size) in scope.anomaly_totals().items() if size}
+        if excess > 0:  # the protections have stopped it, too
+            causes.update(
+                (keep.cause, sum(s.size_bytes for s in keep.sessions)) for keep in protections if keep.sessions
+            )
+    kept = [Keep("not_needed", "within the limit", sessions[count:protected_from]), *protections]
+    return Plan(
+        victims=victims,
+        swept=_older_dangling(scope, victims),
+        reason="oldest first, over the limit",
+        kept=[keep for keep in kept if keep.sessions],
+        current_bytes=usage,
+        planned_bytes=usage - freed,
+        target_bytes=limits.target_bytes,
+        causes=causes,
+    )
+
+
+def plan_purge(snapshot: Snapshot, age_days: float, group: Optional[str], now: datetime) -> Plan:
+    """Choose every session and dangling entry whose age is at least `age_days` times 24 hours; 0 chooses all."""
+    scope = snapshot.scoped(group)
+    if age_days <= 0:
+        count, dangling = len(scope.sessions), len(scope.dangling)
+    else:
+        newest_victim = _before(now, timedelta(days=min(age_days, timedelta.max.days)))
+        count = _count_until(scope.sessions, newest_victim)
+        dangling = _count_until(scope.dangling, newest_victim)
+    victims = scope.sessions[:count]
+    freed = sum(session.size_bytes for session in victims)
+    usage = scope.usage_bytes
+    rest = scope.sessions[count:]
+    return Plan(
+        victims=victims,
+        swept=scope.dangling[:dangling],
+        reason=f"{age_days:g} days or older" if age_days > 0 else "everything was asked for",
+        kept=[Keep("too_young", f"younger than {age_days:g} days", rest)] if rest else [],
+        current_bytes=usage,
+        planned_bytes=usage - freed,
+        target_bytes=None,
+        causes=_unknown(snapshot),
+    )
+
+
+def plan_orphan_purge(snapshot: Snapshot, age_days: float, now: datetime) -> Plan:
+    """Choose every orphan that was last modified at least `age_days` times 24 hours ago; never one in flight."""
+    orphans = sorted(anomaly.as_session() for anomaly in snapshot.anomalies if anomaly.kind == ORPHAN)
+    count = len(orphans)
+    if age_days > 0:
+        count = _count_until(orphans, _before(now, timedelta(days=min(age_days, timedelta.max.days))))
+    freed = sum(orphan.size_bytes for orphan in orphans[:count])
+    usage = snapshot.usage_bytes
+    rest = orphans[count:]
+    return Plan(
+        victims=orphans[:count],
+        swept=(),
+        reason=f"an orphan, {age_days:g} days or older" if age_days > 0 else "every orphan was asked for",
+        kept=[Keep("too_young", f"younger than {age_days:g} days", rest)] if rest else [],
+        current_bytes=usage,
+        planned_bytes=usage - freed,
+        target_bytes=None,
+        causes=_unknown(snapshot),
+        are_orphans=True,
+    )
+
+
+def _unknown(snapshot: Snapshot) -> dict[str, int]:
+    """A blob of unknown size: nobody can say whether a target is met, or whether it is old enough to go."""
+    return {UNREADABLE: 0} if any(anomaly.kind == UNREADABLE for anomaly in snapshot.anomalies) else {}
+
+
+def _protected(sessions: Sequence[Session], limits: PruneLimits, now: datetime) -> tuple[int, list[Keep]]:
+    """Index of the first protected session, and the protections from there on."""
+    total = len(sessions)
+    newest = max(0, total - limits.keep_last)
+    young = total
+    if limits.min_age_mins > 0:
+        young = _count_until(sessions, _before(now, _minutes(limits.min_age_mins)))
+    first = min(newest, young)
+    return first, [
+        Keep("keep_last", f"among the newest {limits.keep_last}", sessions[newest:young]),
+        Keep("min_age", f"younger than {limits.min_age_mins:g} minutes", sessions[young:]),
+    ]
+
+
+def _older_dangling(scope: Snapshot, victims: Sequence[Session]) -> Sequence[Session]:
+    if not victims:
+        return ()
+    return scope.dangling[: bisect_left(scope.dangling, victims[-1])]
+
+
+def _count_until(sessions: Sequence[Session], moment: Optional[datetime]) -> int:
+    """How many sessions were created at `moment` or before."""
+    if moment is None:
+        return 0
+    low, high = 0, len(sessions)
+    while low < high:
+        middle = (low + high) // 2
+        if sessions[middle].created_at <= moment:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _minutes(minutes: float) -> timedelta:
+    try:
+        return timedelta(minutes=minutes)
+    except OverflowError:
+        return timedelta.max
+
+
+def _before(now: datetime, age: timedelta) -> Optional[datetime]:
+    """The moment `age` ago, or None when that is before the calendar begins."""
+    try:
+        return now - age
+    except OverflowError:
+        return None

@@ -1,0 +1,295 @@
+"""A prune or a purge: plan, delete, commit, summary, inside a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import datetime
+from errno import EROFS
+from typing import NamedTuple, Optional
+
+from storage_manager.base import quantity
+from storage_manager.base.clock import Clock
+from storage_manager.base.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    CommitContended,
+    LockLost,
+    StoreError,
+    describe_errno,
+    errno_name,
+)
+from storage_manager.base.log import EventLog
+from storage_manager.base.times import utc_text
+from storage_manager.jobs.orphans import OrphanGuard
+from storage_manager.jobs.plan import Outcome, Plan, sentence
+from storage_manager.jobs.progress import Progress, reporting
+from storage_manager.store.commit import MEANWHILE_PATIENCE_SECS, Committer
+from storage_manager.store.directory import Store
+from storage_manager.store.document import Fingerprint, parse
+from storage_manager.store.draft import DISK_FULL
+from storage_manager.store.edit import Removal
+from storage_manager.store.locked import Transaction, transaction
+from storage_manager.store.snapshot import Session, Snapshot
+from storage_manager.store.survey import report_findings, take_snapshot
+
+# A long prune commits this often, so that a crash leaves few dangling entries, and a client that lists the
+# sessions does not see deleted ones for long.
+COMMIT_EVERY_SECS = 5.0
+
+
+class Job(NamedTuple):
+    """What to do to which store."""
+
+    kind: str
+    """`prune` or `purge`: the middle part of the event names."""
+    command: str
+    storage_dir: str
+    planner: Callable[[Snapshot, datetime], Plan]
+    group: Optional[str]
+    limit_bytes: Optional[int]
+    target_bytes: Optional[int]
+    lock_timeout_secs: float
+    lock_stale_secs: float
+    explain: bool = False
+    """Whether the outcome's plan shall still tell of the sessions that stay."""
+
+
+def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:
+    """Plan as `run()` would, without the lock and without touching anything."""
+    started = clock.monotonic()
+    progress = progress or Progress()
+    snapshot, progress.findings = take_snapshot(job.storage_dir, clock, log)
+    plan = job.planner(snapshot, clock.now())
+    facts = _report_check(job, snapshot, plan, log)
+    outcome = Outcome(
+        plan=plan,
+        dry_run=True,
+        deleted_count=len(plan.victims),
+        freed_bytes=plan.freed_bytes,
+        failed=frozenset(),
+        swept_count=len(plan.swept),
+        final_bytes=plan.planned_bytes,
+        exit_code=EXIT_OK if plan.target_met else EXIT_FAILED,
+    )
+    _report_end(job, outcome, facts, clock.monotonic() - started, log)
+    return outcome
+
+
+def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:
+    """Carry a job out. The outcome's exit code tells whether the target was met and everything could go.
+
+    Raises a StorageManagerError when the job could not be done or finished, after the event that says so; and
+    Interrupted, after committing what was done and releasing the lock. `progress` tells what was done even then.
+    """
+    progress = progress or Progress()
+    with reporting(job.kind, job.storage_dir, progress, log):
+        with transaction(
+            job.storage_dir, job.command, job.lock_timeout_secs, job.lock_stale_secs, clock, log
+        ) as changing:
+            return _run_locked(job, changing, clock, log, progress)
+
+
+def _run_locked(job: Job, changing: Transaction, clock: Clock, log: EventLog, progress: Progress) -> Outcome:
+    started = clock.monotonic()
+    snapshot, reading = changing.look()
+    with reading or nullcontext():
+        progress.findings = report_findings(snapshot, job.storage_dir, log)
+        plan = job.planner(snapshot, clock.now())
+        facts = _report_check(job, snapshot, plan, log)
+        # Of a large store, what stays takes much memory, and is of no more use.
+        del snapshot
+        if not job.explain:
+            plan = plan._replace(kept=())
+        guard = OrphanGuard(changing.store, clock, reading, plan.victims) if plan.are_orphans else None
+        known = None
+        if reading is not None and guard is None and (plan.victims or plan.swept):
+            changing.committer.prepare(reading)
+            known = parse(reading.data).fingerprint()
+    del reading
+    if plan.victims or plan.swept:
+        log.info(
+            f"storage_manager.{job.kind}.started",
+            f"deleting {quantity.counted(len(plan.victims), plan.noun)}, {quantity.size(plan.freed_bytes)}",
+            victim_count=len(plan.victims),
+            victim_bytes=plan.freed_bytes,
+            swept_count=len(plan.swept),
+            storage_dir=job.storage_dir,
+            group=job.group,
+        )
+        _carry_out(job, plan, known, guard, changing, clock, log, progress)
+    exit_code = EXIT_OK if plan.target_met and not progress.failed else EXIT_FAILED
+    if clock.stop_signal is not None:
+        exit_code = 128 + clock.stop_signal
+    outcome = Outcome(
+        plan=plan,
+        dry_run=False,
+        deleted_count=progress.deleted_count,
+        freed_bytes=progress.freed_bytes,
+        failed=frozenset(progress.failed),
+        swept_count=progress.swept_count,
+        final_bytes=plan.current_bytes - progress.gone_bytes,
+        exit_code=exit_code,
+    )
+    _report_end(job, outcome, facts, clock.monotonic() - started, log)
+    return outcome
+
+
+def _carry_out(
+    job: Job,
+    plan: Plan,
+    known: Optional[Fingerprint],
+    guard: Optional[OrphanGuard],
+    changing: Transaction,
+    clock: Clock,
+    log: EventLog,
+    progress: Progress,
+) -> None:
+    """Blobs first, then entries: a crash leaves dangling entries, which harm nobody, and a full disk gets room."""
+    store, lock, committer = changing.store, changing.lock, changing.committer
+    lost: Optional[LockLost] = None
+    committed_at = clock.monotonic()
+    try:
+        for session in plan.victims:
+            if clock.stopping:
+                break
+            clock.progress()
+            if guard is not None and not guard.is_orphan(session):
+                continue
+            _delete(job, session, plan, store, log, progress)
+            if clock.monotonic() - committed_at >= COMMIT_EVERY_SECS:
+                lock.refresh()
+                known = _commit_meanwhile(committer, store, known, log, progress)
+                committed_at = clock.monotonic()
+        lock.refresh()
+    except LockLost as error:
+        if not lock.is_exclusive:
+            raise  # the other run may be committing, too; the entries stay, dangling
+        lost = error
+    except StoreError:
+        # The file system has become read-only or worse; the entries of what is gone may still be removable.
+        _commit_meanwhile(committer, store, known, log, progress)
+        raise
+    swept = set() if lost or clock.stopping else {session.guid for session in plan.swept}
+    if progress.uncommitted or swept:
+        removal = Removal(store, progress.uncommitted, swept)
+        committer.commit(removal, known)
+        progress.swept_count = removal.swept_count
+    progress.uncommitted.clear()
+    if lost is not None:
+        raise lost
+
+
+def _delete(job: Job, session: Session, plan: Plan, store: Store, log: EventLog, progress: Progress) -> None:
+    name = session.blob_name
+    try:
+        existed = store.remove_blob(name)
+    except OSError as error:
+        if error.errno == EROFS:
+            raise StoreError("delete", store.file(name), error) from error
+        progress.failed.add(name)
+        log.error(
+            f"storage_manager.{job.kind}.delete_failed",
+            f"cannot delete {name}: {describe_errno(error)}; it stays"
+            + ("" if plan.are_orphans else ", and so does its entry"),
+            guid=session.guid,
+            file=store.file(name),
+            errno=errno_name(error.errno),
+        )
+        return
+    if not plan.are_orphans:
+        progress.uncommitted.add(session.guid)
+    progress.gone_count += 1
+    progress.gone_bytes += session.size_bytes
+    if not existed:  # its owner deleted it meanwhile; only the entry is left to remove
+        return
+    progress.deleted_count += 1
+    progress.freed_bytes += session.size_bytes
+    log.info(
+        f"storage_manager.{job.kind}.deleted",
+        "deleted " + name,
+        guid=session.guid,
+        size_bytes=session.size_bytes,
+        created_at=utc_text(session.created_at),
+        group=session.group,
+        reason=plan.reason,
+    )
+
+
+def _commit_meanwhile(
+    committer: Committer, store: Store, known: Optional[Fingerprint], log: EventLog, progress: Progress
+) -> Optional[Fingerprint]:
+    """A commit that may be put off: a busy client or a full disk only means that the next one has more to do."""
+    if not progress.uncommitted:
+        return known
+    try:
+        removal = Removal(store, progress.uncommitted, ())
+        known = committer.commit(removal, known, MEANWHILE_PATIENCE_SECS) or known
+    except (CommitContended, StoreError) as error:
+        if isinstance(error, StoreError) and error.errno not in DISK_FULL:
+            raise
+        log.warning("storage_manager.commit_deferred", f"{error}; trying again later", **error.fields)
+        return known
+    progress.uncommitted.clear()
+    return known
+
+
+def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> dict[str, object]:
+    """The events before anything happens; the facts that the summary repeats."""
+    scope = snapshot.scoped(job.group)
+    totals = scope.anomaly_totals()
+    facts: dict[str, object] = {
+        "current_bytes": plan.current_bytes,
+        "current_mb": quantity.megabytes(plan.current_bytes),
+        "target_mb": None if job.target_bytes is None else quantity.megabytes(job.target_bytes),
+        "item_count": len(scope.sessions),
+        "anomalies": sum(count for count, _ in totals.values()),
+        "anomaly_mb": quantity.megabytes(scope.anomaly_bytes),
+        "storage_dir": job.storage_dir,
+        "group": job.group,
+    }
+    if job.limit_bytes is None:
+        return facts
+    facts["limit_mb"] = quantity.megabytes(job.limit_bytes)
+    log.info(
+        "storage_manager.prune.check",
+        f"{quantity.size(plan.current_bytes)} of {quantity.size(job.limit_bytes)} in "
+        f"{quantity.counted(len(scope.sessions), 'session')}",
+        **facts,
+    )
+    if not scope.sessions and not totals:
+        log.info("storage_manager.prune.empty_storage", f"no sessions in {job.storage_dir}", **facts)
+    if not plan.victims and plan.target_met:
+        log.info("storage_manager.prune.noop", "within the limit, nothing to do", **facts)
+    return facts
+
+
+def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: float, log: EventLog) -> None:
+    plan = outcome.plan
+    if plan.target_bytes is not None and not plan.target_met:
+        causes = ", ".join(f"{cause} {quantity.size(size_bytes)}" for cause, size_bytes in plan.causes.items())
+        log.warning(
+            "storage_manager.prune.target_unmet",
+            f"usage stays at {quantity.size(outcome.final_bytes)}, above the target of "
+            f"{quantity.size(plan.target_bytes)}, because of what may not be deleted: {causes}",
+            final_bytes=outcome.final_bytes,
+            target_bytes=plan.target_bytes,
+            causes=plan.causes,
+            storage_dir=job.storage_dir,
+            group=job.group,
+        )
+    log.info(
+        f"storage_manager.{job.kind}.summary",
+        sentence(outcome),
+        **facts,
+        dry_run=outcome.dry_run,
+        deleted_count=outcome.deleted_count,
+        freed_bytes=outcome.freed_bytes,
+        freed_mb=quantity.megabytes(outcome.freed_bytes),
+        swept_count=outcome.swept_count,
+        failed_count=len(outcome.failed),
+        final_bytes=outcome.final_bytes,
+        final_mb=quantity.megabytes(outcome.final_bytes),
+        exit_code=outcome.exit_code,
+        duration_ms=round(secs * 1000),
+    )

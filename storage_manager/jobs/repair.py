@@ -1,0 +1,205 @@
+"""What mends a store when it is asked to: entries for orphans, and the removal of what refers to nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import datetime
+from typing import NamedTuple, Optional
+
+from storage_manager.base import quantity
+from storage_manager.base.clock import Clock
+from storage_manager.base.errors import failing_as
+from storage_manager.base.log import EventLog
+from storage_manager.base.times import from_timestamp, utc_text
+from storage_manager.jobs.orphans import Missed, adoptable, entries_text, missed
+from storage_manager.jobs.progress import Progress, reporting
+from storage_manager.store.aside import open_previous, unlink_previous
+from storage_manager.store.directory import Store
+from storage_manager.store.document import parse
+from storage_manager.store.edit import Removal
+from storage_manager.store.inventory import IN_FLIGHT_AGE
+from storage_manager.store.locked import Transaction, transaction
+from storage_manager.store.names import GUID_LENGTH
+from storage_manager.store.reading import Reading
+from storage_manager.store.snapshot import Session, Snapshot
+from storage_manager.store.survey import report_findings
+
+_guids_in = re.compile(rb"(?=([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}))").findall
+_CHUNK_BYTES = 1 << 20
+
+# What a client creates metadata.json with, whatever else its umask leaves.
+_FILE_MODE = 0o666
+
+
+class Terms(NamedTuple):
+    """Which store to lock, for which command, and how patiently."""
+
+    storage_dir: str
+    command: str
+    lock_timeout_secs: float
+    lock_stale_secs: float
+
+
+class Adoption(NamedTuple):
+    """What came of giving orphans their entries back."""
+
+    adopted: Sequence[Session]
+    left_count: int
+    """Orphans that could not be given one."""
+
+    @property
+    def adopted_bytes(self) -> int:
+        return sum(orphan.size_bytes for orphan in self.adopted)
+
+
+def adopt(terms: Terms, group: str, clock: Clock, log: EventLog) -> Adoption:
+    """Give every orphan an entry: guid and format from its name, size and time from the file, and `group`.
+
+    Left are orphans whose name no entry could have, and those whose guid has an entry or several blobs. Raises a
+    StorageManagerError after the event that says so, and Interrupted.
+    """
+    with reporting("adopt", terms.storage_dir, Progress(), log):
+        with transaction(*terms, clock, log) as changing:
+            return _adopt(terms, group, changing, log)
+
+
+def _adopt(terms: Terms, group: str, changing: Transaction, log: EventLog) -> Adoption:
+    snapshot, reading = changing.look()
+    report_findings(snapshot, terms.storage_dir, log)  # what is unreadable by now is not adopted
+    with reading or nullcontext():
+        keys = parse(reading.data).keys if reading is not None else ()
+        chosen, left = adoptable(snapshot.anomalies, keys)
+        if chosen and reading is not None:
+            changing.committer.prepare(reading)
+    adopted: Sequence[Session] = ()
+    if chosen:
+        if reading is None:
+            changing.committer.create(_status_of(changing.store, chosen[-1]), _FILE_MODE)
+        changing.committer.add(parse(entries_text(chosen, group)))
+        # A client at work may have undone it, or deleted one of them meanwhile.
+        snapshot, reading = _settled(changing)
+        with reading or nullcontext():
+            guids = {session.guid for session in snapshot.sessions}
+            adopted = [orphan for orphan in chosen if orphan.guid in guids]
+    adoption = Adoption(adopted, len(chosen) - len(adopted) + len(left))
+    for orphan in adopted:
+        log.info(
+            "storage_manager.adopt.adopted",
+            f"gave {orphan.blob_name} an entry",
+            guid=orphan.guid,
+            size_bytes=orphan.size_bytes,
+            created_at=utc_text(orphan.created_at),
+            group=group,
+        )
+    log.info(
+        "storage_manager.adopt.summary",
+        f"{quantity.counted(len(adopted), 'orphan')}, {quantity.size(adoption.adopted_bytes)}, adopted; "
+        f"{adoption.left_count} left",
+        adopted_count=len(adopted),
+        adopted_bytes=adoption.adopted_bytes,
+        left_count=adoption.left_count,
+        group=group,
+        storage_dir=terms.storage_dir,
+    )
+    return adoption
+
+
+def _status_of(store: Store, blob: Session) -> os.stat_result:
+    with failing_as("examine", store.file(blob.blob_name)):
+        return os.stat(blob.blob_name, dir_fd=store.dir_fd, follow_symlinks=False)
+
+
+class Repair(NamedTuple):
+    """What came of a repair."""
+
+    swept_count: int
+    """Dangling entries removed."""
+    removed: Sequence[str]
+    """Files of unfinished metadata in which nothing was that is missing."""
+    kept: Sequence[str]
+    """Those that may tell of a blob without an entry."""
+
+
+def repair(terms: Terms, clock: Clock, log: EventLog) -> Repair:
+    """Remove dangling entries, and what runs and clients that died have left beside metadata.json.
+
+    Unfinished metadata stays while it may tell of a blob that has no entry: nothing else does. Raises like adopt().
+    """
+    with reporting("repair", terms.storage_dir, Progress(), log):
+        with transaction(*terms, clock, log) as changing:
+            return _repair(terms, changing, clock, log)
+
+
+def _repair(terms: Terms, changing: Transaction, clock: Clock, log: EventLog) -> Repair:
+    snapshot, swept_count = _sweep(changing)
+    report_findings(snapshot, terms.storage_dir, log)
+    blobs = missed(snapshot.anomalies)
+    removed: list[str] = []
+    kept: list[str] = []
+    for name in snapshot.torn:
+        (kept if _may_tell(changing.store, name, blobs, clock.now()) else removed).append(name)
+    for name in removed:
+        unlink_previous(changing.store, name)
+        log.info("storage_manager.repair.removed", f"removed {changing.store.file(name)}", file=name)
+    log.info(
+        "storage_manager.repair.summary",
+        f"removed {quantity.counted(swept_count, 'dangling entry')} and "
+        f"{quantity.counted(len(removed), 'file')} of unfinished metadata",
+        swept_count=swept_count,
+        removed_count=len(removed),
+        kept_count=len(kept),
+        storage_dir=terms.storage_dir,
+    )
+    return Repair(swept_count, removed, kept)
+
+
+def _sweep(changing: Transaction) -> tuple[Snapshot, int]:
+    """What the store was before dangling entries were removed from it, and how many were."""
+    snapshot, reading = _settled(changing)
+    with reading or nullcontext():
+        if reading is None or not snapshot.dangling:
+            return snapshot, 0
+        changing.committer.prepare(reading)
+        known = parse(reading.data).fingerprint()
+    removal = Removal(changing.store, (), {session.guid for session in snapshot.dangling})
+    changing.committer.commit(removal, known)
+    return snapshot, removal.swept_count
+
+
+def _settled(changing: Transaction) -> tuple[Snapshot, Optional[Reading]]:
+    """A look at the store, after making sure of what earlier recoveries and late writes have put back.
+
+    The caller closes the reading. Raises like Transaction.look().
+    """
+    snapshot, reading = changing.look()
+    if snapshot.leftovers:
+        if reading is not None:
+            reading.close()
+        changing.committer.recover()
+        snapshot, reading = changing.look()
+    return snapshot, reading
+
+
+def _may_tell(store: Store, name: str, blobs: Missed, now: datetime) -> bool:
+    """Whether unfinished metadata may tell of a blob without an entry: it names one, or its writer may yet do so.
+
+    A writer that was stopped goes on some time. The blob of its save is there already, and was written within
+    IN_FLIGHT_AGE before it began.
+    """
+    fd = open_previous(store, name)
+    with open(fd, "rb") as file, failing_as("read", store.file(name)):
+        began_at = from_timestamp(os.fstat(fd).st_mtime) - IN_FLIGHT_AGE
+        if now - began_at < 2 * IN_FLIGHT_AGE or (blobs.newest is not None and blobs.newest >= began_at):
+            return True
+        tail = b""
+        while blobs.guids:
+            data = file.read(_CHUNK_BYTES)
+            if not data:
+                break
+            if any(guid.decode() in blobs.guids for guid in _guids_in(tail + data)):
+                return True
+            tail = data[1 - GUID_LENGTH :]
+    return False

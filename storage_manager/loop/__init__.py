@@ -1,0 +1,1 @@
+"""The housekeeper, and what it tells of itself."""

@@ -1,0 +1,92 @@
+"""How a cycle ended, put into the words of the heartbeat, the metrics and the service manager."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import NamedTuple, Optional
+
+from storage_manager.base import quantity
+from storage_manager.base.errors import EXIT_OK
+from storage_manager.base.text import printable
+from storage_manager.config import Settings
+from storage_manager.jobs.progress import Progress
+from storage_manager.loop.heartbeat import CycleResult
+from storage_manager.loop.metrics import Sighting
+from storage_manager.store.snapshot import DANGLING
+
+
+class Ending(NamedTuple):
+    """How a cycle ended."""
+
+    exit_code: int
+    sentence: str
+    interrupted: bool = False
+    """A signal cut it short: neither a success nor a failure."""
+
+
+def sighting(progress: Progress) -> Optional[Sighting]:
+    """The store as the cycle left it: what it found, less what it removed."""
+    findings = progress.findings
+    if findings is None:
+        return None
+    totals = dict(findings.anomaly_totals)
+    count, size_bytes = totals.get(DANGLING, (0, 0))
+    totals[DANGLING] = (max(0, count - progress.swept_count), size_bytes)
+    return Sighting(
+        usage_bytes=max(0, findings.usage_bytes - progress.gone_bytes),
+        session_count=max(0, findings.session_count - progress.gone_count),
+        anomaly_totals=totals,
+        misplaced=bool(findings.suggested_dirs),
+    )
+
+
+def result(
+    settings: Settings,
+    ending: Ending,
+    progress: Progress,
+    seen: Optional[Sighting],
+    ended_at: datetime,
+    duration_secs: float,
+) -> CycleResult:
+    findings = progress.findings
+    totals = {} if seen is None else seen.anomaly_totals
+    return CycleResult(
+        ended_at=ended_at,
+        exit_code=ending.exit_code,
+        sentence=printable(ending.sentence, 1000),
+        duration_secs=round(duration_secs, 3),
+        usage_bytes=None if seen is None else seen.usage_bytes,
+        limit_bytes=settings.max_storage_bytes,
+        session_count=None if seen is None else seen.session_count,
+        deleted_count=progress.deleted_count,
+        freed_bytes=progress.freed_bytes,
+        anomalies={kind: count for kind, (count, _) in totals.items() if count},
+        suggested_dirs=() if findings is None else tuple(printable(path, 4096) for path in findings.suggested_dirs),
+    )
+
+
+def summary(settings: Settings, ending: Ending, seen: Optional[Sighting]) -> str:
+    if seen is None or ending.exit_code != EXIT_OK:
+        return f"the cycle ended with exit code {ending.exit_code}: {ending.sentence}"
+    held = f"{quantity.size(seen.usage_bytes)} of {quantity.size(settings.max_storage_bytes)}"
+    return f"{held} in {quantity.counted(seen.session_count, 'session')}; {ending.sentence}"
+
+
+# However short the interval and however long the cycle, other processes get a turn.
+SHORTEST_SLEEP_SECS = 0.1
+
+
+def sleep_secs(cycle_secs: float, interval_secs: float) -> float:
+    """How long to sleep after a cycle that took `cycle_secs`, so that cycles begin `interval_secs` apart.
+
+    A cycle that took longer than the interval is followed by the next one at once, never by several.
+    """
+    return max(SHORTEST_SLEEP_SECS, min(interval_secs, interval_secs - cycle_secs))
+
+
+def wake_up_at(now: datetime, secs: float) -> datetime:
+    """The moment `secs` from now; the end of the calendar when the clock is that far off."""
+    try:
+        return now + timedelta(seconds=secs)
+    except OverflowError:
+        return datetime.max

@@ -1,0 +1,153 @@
+"""The heartbeat: what the loop tells of itself, and the verdict whether that is healthy.
+
+Pure: no files and no clock. Times are wall-clock, because another process compares them with its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import NamedTuple, Optional
+
+from storage_manager.base import quantity
+from storage_manager.base.process import GONE, STOPPED, Process
+from storage_manager.base.times import utc_text
+
+CYCLE = "cycle"
+SLEEPING = "sleeping"
+ENDED = "ended"
+STATES = (CYCLE, SLEEPING, ENDED)
+
+# One cycle may fail and the next one make up for it; the grace is for a cycle that takes its time.
+RECENT_INTERVALS = 2
+GRACE = timedelta(minutes=5)
+
+# The longest wait inside a cycle is a minute (a busy client); what stays silent for longer hangs.
+LONGEST_SILENCE = timedelta(minutes=5)
+
+# A sleep ends to the second; a starved machine gets this much.
+OVERSLEPT = timedelta(minutes=1)
+
+# Clocks of hosts that share a file differ by less; more means that the clock was set back.
+AHEAD = timedelta(minutes=1)
+
+# This many failed cycles in a row are no accident.
+FAILURES = 3
+
+
+class CycleResult(NamedTuple):
+    """What came of one cycle."""
+
+    ended_at: datetime
+    exit_code: int
+    sentence: str
+    duration_secs: float
+    usage_bytes: Optional[int]
+    """None, as below, when the cycle could not look at the store."""
+    limit_bytes: int
+    session_count: Optional[int]
+    deleted_count: int
+    freed_bytes: int
+    anomalies: Mapping[str, int]
+    """kind -> count, for the kinds that occur."""
+    suggested_dirs: tuple[str, ...]
+    """Where the store probably is instead."""
+
+
+class Heartbeat(NamedTuple):
+    """The state of a loop at one moment. Times are naive UTC."""
+
+    version: str
+    process: Process
+    storage_dir: str
+    interval_secs: float
+    once: bool
+    """One cycle for a timer: nobody expects the process to live."""
+    dry_run: bool
+    max_failures: Optional[int]
+    started_at: datetime
+    state: str
+    alive_at: datetime
+    """The last sign of progress; while it sleeps, when it fell asleep."""
+    cycle_started_at: Optional[datetime]
+    next_wake_up: Optional[datetime]
+    last_cycle: Optional[CycleResult]
+    last_success_at: Optional[datetime]
+    failures: int
+    """Cycles in a row, up to the last one, that ended with another code than 0."""
+
+
+# The verdict
+
+
+def verdict(heartbeat: Heartbeat, now: datetime, process_condition: str) -> Optional[str]:
+    """Why the loop is unhealthy, in a sentence; None when it is not. `process_condition` is process.condition()'s."""
+    return trouble(heartbeat, now, process_condition) or _not_recent(heartbeat, now)
+
+
+def trouble(heartbeat: Heartbeat, now: datetime, process_condition: str) -> Optional[str]:
+    """The verdict upon a loop that may be too young to have succeeded yet."""
+    ahead = heartbeat.alive_at - now
+    if ahead > AHEAD:
+        secs = ahead.total_seconds()
+        return f"the heartbeat is {quantity.duration(secs)} ahead of this clock, which has been set back since"
+    if not heartbeat.once:
+        found = _not_alive(heartbeat, now, process_condition)
+        if found is not None:
+            return found
+    if heartbeat.failures >= (heartbeat.max_failures or FAILURES):
+        return f"{_failed(heartbeat)}{_last_words(heartbeat)}"
+    return None
+
+
+def _not_alive(heartbeat: Heartbeat, now: datetime, process_condition: str) -> Optional[str]:
+    if heartbeat.state == ENDED:
+        return f"the loop ended {ago(heartbeat.alive_at, now)} ago{_last_words(heartbeat)}"
+    pid = heartbeat.process.pid
+    if process_condition == GONE:
+        return f"the loop's process {pid} is gone without having said so; its last sign of life is from " + _moment(
+            heartbeat.alive_at
+        )
+    if process_condition == STOPPED:
+        return f"the loop's process {pid} is stopped (SIGSTOP); `kill -CONT {pid}` lets it go on"
+    if heartbeat.state == SLEEPING and heartbeat.next_wake_up is not None:
+        if now - heartbeat.next_wake_up > OVERSLEPT:
+            return f"the loop should have woken up {ago(heartbeat.next_wake_up, now)} ago"
+    elif now - heartbeat.alive_at > LONGEST_SILENCE:
+        return f"a cycle has shown no progress for {ago(heartbeat.alive_at, now)}: it hangs"
+    return None
+
+
+def _not_recent(heartbeat: Heartbeat, now: datetime) -> Optional[str]:
+    if heartbeat.last_success_at is None:
+        if heartbeat.failures:
+            return f"no cycle has succeeded yet, {_failed(heartbeat)}{_last_words(heartbeat)}"
+        return "no cycle has ended yet"
+    # A long cycle that makes progress is at work: it is asked whether it began in time.
+    at_work = heartbeat.state == CYCLE and not heartbeat.once
+    until = heartbeat.cycle_started_at if at_work and heartbeat.cycle_started_at is not None else now
+    allowed = RECENT_INTERVALS * heartbeat.interval_secs + GRACE.total_seconds()
+    if (until - heartbeat.last_success_at).total_seconds() <= allowed:
+        return None
+    since = ago(heartbeat.last_success_at, now)
+    return f"the last successful cycle was {since} ago, {_failed(heartbeat)}{_last_words(heartbeat)}"
+
+
+def _failed(heartbeat: Heartbeat) -> str:
+    if heartbeat.failures == 1:
+        return "the last cycle failed"
+    return f"the last {heartbeat.failures} cycles failed" if heartbeat.failures else "and none has ended since"
+
+
+def _last_words(heartbeat: Heartbeat) -> str:
+    last = heartbeat.last_cycle
+    return f", with exit code {last.exit_code}: {last.sentence}" if last and last.exit_code else ""
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """How long ago; clocks that differ a little make nothing negative."""
+    return quantity.duration(max(0.0, (now - moment).total_seconds()))
+
+
+def _moment(moment: datetime) -> str:
+    return utc_text(moment.replace(microsecond=0))

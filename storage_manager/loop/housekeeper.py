@@ -1,0 +1,155 @@
+"""The loop: a prune every interval, for ever. Nothing in the environment, the store or the clock ends it.
+
+The one exception is asked for: `max_failures`, so that whoever started it can act.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Optional
+
+from storage_manager.base import quantity
+from storage_manager.base.clock import Clock
+from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, Interrupted, StorageManagerError, StoreMissing
+from storage_manager.base.log import EventLog
+from storage_manager.base.times import utc_text
+from storage_manager.config import Load, Settings, report_fallbacks
+from storage_manager.jobs.plan import sentence
+from storage_manager.jobs.policy import PruneLimits, plan_prune
+from storage_manager.jobs.progress import Progress
+from storage_manager.jobs.prune import Job, dry_run, run
+from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
+from storage_manager.loop.status import LoopStatus
+
+
+def run_loop(
+    load: Load, clock: Clock, log: EventLog, once: bool, only_plan: bool, max_failures: Optional[int] = None
+) -> int:
+    """Run cycles until SIGTERM or SIGINT, then return 0; with `once`, run one and return its exit code.
+
+    After `max_failures` cycles in a row that ended with another exit code than 0, return 1.
+    """
+    with clock.deferred():
+        settings, _ = load()
+        status = LoopStatus(settings, clock, log, once, only_plan, max_failures)
+        log.info(
+            "housekeeper.started",
+            f"keeping {settings.storage_dir} below {quantity.size(settings.max_storage_bytes)}, "
+            f"every {settings.interval_secs / 60:g} minutes",
+            storage_dir=settings.storage_dir,
+            storage_source=settings.storage_source,
+            max_storage_mb=quantity.megabytes(settings.max_storage_bytes),
+            interval_mins=settings.interval_secs / 60,
+            lock_stale_seconds=settings.lock_stale_secs,
+            environment=settings.environment,
+            dry_run=only_plan,
+        )
+        status.started()
+        clock.listener = status.progress
+        try:
+            return _turns(load, clock, log, status, once, only_plan, max_failures)
+        finally:
+            clock.listener = None
+            status.ended()
+
+
+def _turns(
+    load: Load,
+    clock: Clock,
+    log: EventLog,
+    status: LoopStatus,
+    once: bool,
+    only_plan: bool,
+    max_failures: Optional[int],
+) -> int:
+    while True:
+        started = clock.monotonic()
+        clock.wake_requested = False
+        log.begin_run()
+        settings, fallbacks = load()
+        report_fallbacks(fallbacks + status.cycle_started(settings), log)
+        progress = Progress()
+        ending = _cycle(settings, clock, log, only_plan, progress)
+        status.cycle_ended(settings, ending, progress, max(0.0, clock.monotonic() - started))
+        if once:
+            return ending.exit_code
+        if max_failures is not None and status.failures >= max_failures:
+            log.error(
+                "housekeeper.giving_up",
+                f"giving up after {quantity.counted(status.failures, 'failed cycle')} in a row, the last with exit "
+                f"code {ending.exit_code}: {ending.sentence}",
+                storage_dir=settings.storage_dir,
+                failures=status.failures,
+                exit_code=EXIT_FAILED,
+            )
+            return EXIT_FAILED
+        # The collector is off while a command runs (see cli); what a cycle left goes here.
+        gc.collect()
+        _sleep(clock, log, status, sleep_secs(clock.monotonic() - started, settings.interval_secs))
+        if clock.stopping:
+            log.info("housekeeper.stopping", f"stopping on signal {clock.stop_signal}", signal=clock.stop_signal)
+            return EXIT_OK
+
+
+def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, progress: Progress) -> Ending:
+    """One prune, whatever comes of it. Raises nothing."""
+    log.info("housekeeper.cycle_start", f"looking after {settings.storage_dir}", storage_dir=settings.storage_dir)
+    limits = PruneLimits(settings.max_storage_bytes, settings.max_storage_bytes)
+    job = Job(
+        kind="prune",
+        command="run-loop",
+        storage_dir=settings.storage_dir,
+        planner=lambda snapshot, now: plan_prune(snapshot, limits, now),
+        group=None,
+        limit_bytes=limits.limit_bytes,
+        target_bytes=limits.target_bytes,
+        lock_timeout_secs=0.0,
+        lock_stale_secs=settings.lock_stale_secs,
+    )
+    try:
+        outcome = (dry_run if only_plan else run)(job, clock, log, progress)
+    except StorageManagerError as error:
+        if not error.reported and not isinstance(error, StoreMissing):
+            log.error(error.event, str(error), storage_dir=settings.storage_dir, **error.fields)
+        exit_code, why = error.exit_code, str(error)
+    except Interrupted as interrupted:
+        return Ending(EXIT_OK, str(interrupted), interrupted=True)
+    except Exception as error:  # a fault of ours must not stop the housekeeping for ever
+        why = f"the cycle failed: {type(error).__name__}: {error}"
+        log.exception(
+            "housekeeper.cycle_failed",
+            f"{why}; the next one tries again",
+            error,
+            storage_dir=settings.storage_dir,
+            exit_code=EXIT_FAILED,
+        )
+        return Ending(EXIT_FAILED, why)
+    else:
+        exit_code, why = outcome.exit_code, sentence(outcome)
+    if exit_code == EXIT_OK:
+        log.info("housekeeper.cycle_ok", why, storage_dir=settings.storage_dir, exit_code=exit_code)
+    else:
+        log.warning(
+            "housekeeper.cycle_nonzero",
+            f"the cycle ended with exit code {exit_code}: {why}",
+            storage_dir=settings.storage_dir,
+            exit_code=exit_code,
+        )
+    return Ending(exit_code, why)
+
+
+def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None:
+    if clock.stopping:
+        return
+    status.sleeping(secs)
+    next_wake_up = utc_text(wake_up_at(clock.now(), secs).replace(microsecond=0))
+    log.info(
+        "housekeeper.sleep", f"sleeping until {next_wake_up}", sleep_seconds=round(secs, 1), next_wake_up=next_wake_up
+    )
+    # Counted, not measured against a deadline: a clock that goes back must not prolong the sleep without end.
+    left, before = secs, clock.monotonic()
+    while left > 0 and not clock.stopping and not clock.wake_requested:
+        clock.sleep(left if status.nap_secs is None else min(left, status.nap_secs))
+        status.progress()
+        now = clock.monotonic()
+        left, before = left - max(0.0, now - before), now

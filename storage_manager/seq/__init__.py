@@ -1,0 +1,1 @@
+"""Shipping events to a Seq server."""

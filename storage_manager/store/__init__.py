@@ -1,0 +1,1 @@
+"""One storage directory: reading, locking, committing."""

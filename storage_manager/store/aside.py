@@ -1,0 +1,123 @@
+"""The names beside metadata.json that keep a replaced file reachable: `.metadata.json.prev*` until what was written
+to it is safe, `.metadata.json.torn-*` for what nobody finished writing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import Optional
+
+from storage_manager.base.clock import Clock
+from storage_manager.base.errors import StorageManagerError, StoreError, failing_as
+from storage_manager.base.log import EventLog
+from storage_manager.store.directory import Store
+from storage_manager.store.names import ASIDE_PREFIX, METADATA_NAME, MOST_PREVIOUS, PREV_NAME, previous_names
+
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+_CHUNK_BYTES = 1 << 20
+
+
+def link_previous(store: Store, most: int) -> Optional[str]:
+    """Give the current file a second name, so that it stays reachable when we die after the rename.
+
+    None where the file system has no hard links. Raises StorageManagerError.
+    """
+    for name in previous_names(most):
+        try:
+            _link(store, METADATA_NAME, name)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            if error.errno in NO_HARD_LINKS:
+                return None
+            raise StoreError("link", store.file(name), error) from error
+        return name
+    raise StorageManagerError(
+        f"{MOST_PREVIOUS} files {store.file(PREV_NAME)}* are waiting to be recovered; run again, and look "
+        f"for a stuck client if that does not help"
+    )
+
+
+def unlink_previous(store: Store, name: Optional[str]) -> None:
+    """Give a second name up; None, and one that is gone, are no error. Raises StoreError."""
+    if name is not None:
+        with failing_as("remove", store.file(name)), suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=store.dir_fd)
+
+
+def open_previous(store: Store, name: str) -> int:
+    """Raises StoreError."""
+    with failing_as("open", store.file(name)):
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+
+
+def restore_metadata(store: Store, log: EventLog, name: str) -> None:
+    """Where metadata.json is missing, the previous file becomes it. Raises StoreError."""
+    with failing_as("restore", store.file(METADATA_NAME)):
+        _link(store, name, METADATA_NAME)
+    log.warning(
+        "storage_manager.recovered",
+        f"{store.file(METADATA_NAME)} was missing; it is restored from {name}, which a run that died left",
+        what="restored",
+        file=name,
+    )
+
+
+def move_aside(store: Store, clock: Clock, log: EventLog, name: str) -> None:
+    """Keep a torn file under a name that nobody waits for. Raises StoreError."""
+    aside = _aside_name(clock)
+    with failing_as("rename", store.file(name)):
+        os.rename(name, aside, src_dir_fd=store.dir_fd, dst_dir_fd=store.dir_fd)
+    _report_aside(store, log, aside)
+
+
+def copy_aside(store: Store, clock: Clock, log: EventLog, fd: int) -> None:
+    """Keep the text of a torn file that has no name any more, durably: it is the only copy. Raises StoreError."""
+    aside = _aside_name(clock)
+    with failing_as("write", store.file(aside)):
+        try:
+            target = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=store.dir_fd)
+            try:
+                _copy(fd, target)
+                os.fsync(target)
+                os.fsync(store.dir_fd)
+            finally:
+                with suppress(OSError):  # what was written has been synced, or is given up
+                    os.close(target)
+        except OSError:
+            with suppress(OSError):  # half a copy is worth nothing
+                os.unlink(aside, dir_fd=store.dir_fd)
+            raise
+    _report_aside(store, log, aside)
+
+
+def _copy(source: int, target: int) -> None:
+    offset = 0
+    while True:
+        data = os.pread(source, _CHUNK_BYTES, offset)
+        if not data:
+            return
+        offset += len(data)
+        while data:
+            data = data[os.write(target, data) :]
+
+
+def _link(store: Store, name: str, other: str) -> None:
+    os.link(name, other, src_dir_fd=store.dir_fd, dst_dir_fd=store.dir_fd, follow_symlinks=False)
+
+
+def _aside_name(clock: Clock) -> str:
+    # The random part keeps one from replacing another, whatever the clock does.
+    return f"{ASIDE_PREFIX}{clock.now():%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}"
+
+
+def _report_aside(store: Store, log: EventLog, aside: str) -> None:
+    log.warning(
+        "storage_manager.recovered",
+        f"a client died while it wrote the metadata; its unfinished text is kept in {store.file(aside)}. "
+        f"Sessions missing since can be looked up there; delete it when nothing is missed",
+        what="kept_aside",
+        file=aside,
+    )

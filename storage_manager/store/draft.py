@@ -1,0 +1,220 @@
+"""The next metadata.json while it is prepared: a temporary file beside it, with the same owner, group and mode."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Optional
+
+from storage_manager.base.errors import LockLost, NotWritable, StoreError, errno_name, failing_as
+from storage_manager.store.directory import Store
+from storage_manager.store.names import METADATA_NAME, TMP_NAME
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CHUNK_BYTES = 1 << 20
+_ACCESS_LIST = "system.posix_acl_access"
+_NO_ACCESS_LIST = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+
+class Draft:
+    """A temporary file that can take the place of metadata.json. Publish or discard it."""
+
+    def __init__(
+        self, store: Store, like: os.stat_result, access_list: Optional[bytes], mode_mask: int = 0o7777
+    ) -> None:
+        """Create the file. Raises NotWritable when its owner, group or mode cannot be those of `like`.
+
+        Of the mode, only what is in `mode_mask` is taken.
+        """
+        self._store = store
+        self._like = _owner(like)
+        self._access_list = access_list
+        remove_leftover(store)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with failing_as("create", store.file(TMP_NAME)):
+            self._fd = os.open(TMP_NAME, flags, 0o600, dir_fd=store.dir_fd)
+        try:
+            self._claim()
+            self._take_on(like, mode_mask)
+        except BaseException:
+            self.discard()
+            raise
+
+    def fits(self, like: os.stat_result, access_list: Optional[bytes]) -> bool:
+        return self._like == _owner(like) and self._access_list == access_list
+
+    def write(self, chunks: Iterable[bytes]) -> None:
+        """Make `chunks` the whole content, durably. Raises StoreError.
+
+        Only what differs from an earlier attempt is written, so that a second attempt, with an entry more at
+        the end, is quick enough to fit between two of a busy client's writes.
+        """
+        with failing_as("write", self._store.file(TMP_NAME)):
+            offset = 0
+            same = True
+            for chunk in _gathered(chunks):
+                if not same or os.pread(self._fd, len(chunk), offset) != chunk:
+                    same = False
+                    _write_all(self._fd, chunk, offset)
+                offset += len(chunk)
+            os.ftruncate(self._fd, offset)
+            os.fsync(self._fd)
+
+    def examine(self) -> os.stat_result:
+        """What is going to be published. Raises StoreError, and LockLost when the name leads elsewhere."""
+        with failing_as("examine", self._store.file(TMP_NAME)):
+            mine = os.fstat(self._fd)
+            named = os.stat(TMP_NAME, dir_fd=self._store.dir_fd, follow_symlinks=False)
+        if (mine.st_dev, mine.st_ino) != (named.st_dev, named.st_ino):
+            raise LockLost(f"{self._store.file(TMP_NAME)} was replaced by somebody else's: another prune is running")
+        return mine
+
+    def publish(self) -> None:
+        """Rename over metadata.json: from here on the store's truth. Raises StoreError."""
+        with failing_as("replace", self._store.file(METADATA_NAME)):
+            os.rename(TMP_NAME, METADATA_NAME, src_dir_fd=self._store.dir_fd, dst_dir_fd=self._store.dir_fd)
+        self._close()
+
+    def publish_new(self) -> None:
+        """Take the name metadata.json if nothing has it yet; otherwise nothing happens.
+
+        The name is not on the disk before the directory is synced, as it is by the next commit. Raises StoreError;
+        also where the file system has no hard links.
+        """
+        directory = self._store.dir_fd
+        try:
+            # Not a rename: that would replace what a client has created meanwhile.
+            os.link(TMP_NAME, METADATA_NAME, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            remedy = "let the service create it first, as it does when it starts"
+            raise StoreError("create", self._store.file(METADATA_NAME), error, remedy) from error
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the file, as far as that is possible; a leftover is removed by the next run."""
+        if self._fd >= 0:
+            self._close()
+            with suppress(OSError):
+                os.unlink(TMP_NAME, dir_fd=self._store.dir_fd)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        with suppress(OSError):  # what was written has been synced; close has nothing left to report
+            os.close(fd)
+
+    def _claim(self) -> None:
+        """Lock the draft: where the prune lock has been broken, another run must not take it for a leftover."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockLost(f"{self._store.file(TMP_NAME)} was taken by another prune that is running") from None
+        except OSError:  # then this file system is one where the prune lock cannot have been taken either
+            pass
+
+    def _take_on(self, like: os.stat_result, mode_mask: int) -> None:
+        try:
+            status = os.fstat(self._fd)
+            if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):
+                os.fchown(self._fd, like.st_uid, like.st_gid)
+            if self._access_list is None:
+                _drop_access_list(self._fd)
+            os.fchmod(self._fd, stat.S_IMODE(like.st_mode) & mode_mask)
+            if self._access_list is not None:
+                os.setxattr(self._fd, _ACCESS_LIST, self._access_list)
+        except PermissionError as error:
+            raise NotWritable(
+                f"{self._store.file(METADATA_NAME)} belongs to user {like.st_uid}, group {like.st_gid}, and a new one "
+                f"would not ({errno_name(error.errno)}): run storage_manager as that user or as root. "
+                f"Nothing was deleted"
+            ) from error
+        except OSError as error:
+            raise StoreError("set the owner and mode of", self._store.file(TMP_NAME), error) from error
+
+
+def access_list(fd: int, name: str) -> Optional[bytes]:
+    """The POSIX access control list of an open file, which a client's access may depend on; None without one.
+
+    Raises StoreError: without knowing the list, the new file would lock its reader out.
+    """
+    try:
+        return os.getxattr(fd, _ACCESS_LIST)
+    except OSError as error:
+        if error.errno in _NO_ACCESS_LIST:
+            return None
+        raise StoreError("read the access list of", name, error) from error
+
+
+def _drop_access_list(fd: int) -> None:
+    """Remove the list that a new file inherits from its directory: the file's own mode shall decide. Raises OSError."""
+    try:
+        os.removexattr(fd, _ACCESS_LIST)
+    except OSError as error:
+        if error.errno not in _NO_ACCESS_LIST:
+            raise
+
+
+def remove_leftover(store: Store) -> bool:
+    """Remove a draft that a dead process left; False when there is none. Raises StoreError, LockLost."""
+    try:
+        fd = os.open(TMP_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+    except FileNotFoundError:
+        return False
+    except OSError:  # no draft of ours, and in the way
+        return _unlink_leftover(store)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockLost(f"{store.file(TMP_NAME)} belongs to another prune that is running") from None
+    except OSError:
+        pass
+    finally:
+        with suppress(OSError):  # nothing was written through it
+            os.close(fd)
+    return _unlink_leftover(store)
+
+
+def _unlink_leftover(store: Store) -> bool:
+    try:
+        os.unlink(TMP_NAME, dir_fd=store.dir_fd)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError("remove", store.file(TMP_NAME), error) from error
+    return True
+
+
+def _owner(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+
+
+def _gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces worth a system call."""
+    parts: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        if len(chunk) >= _CHUNK_BYTES:
+            yield b"".join(parts)
+            for start in range(0, len(chunk), _CHUNK_BYTES):
+                yield chunk[start : start + _CHUNK_BYTES]
+            parts, size = [], 0
+            continue
+        parts.append(chunk)
+        size += len(chunk)
+        if size >= _CHUNK_BYTES:
+            yield b"".join(parts)
+            parts, size = [], 0
+    yield b"".join(parts)
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written

@@ -1,0 +1,141 @@
+"""The line in the lock file: who holds the lock, or held it and died. For people; the kernel knows who holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from contextlib import suppress
+from typing import Any, NamedTuple, Optional
+
+from storage_manager.base.clock import Clock
+from storage_manager.base.errors import describe_errno, failing_as
+from storage_manager.base.process import is_alive
+from storage_manager.base.text import printable
+from storage_manager.base.times import from_timestamp, parse_time, utc_text
+from storage_manager.store.directory import Store
+from storage_manager.store.names import LOCK_NAME
+
+LARGEST_LINE = 4096
+
+# The previous generation creates its file first and writes its line at once. An empty file that is older
+# than this is not one of its locks in the making.
+LINE_WRITTEN_SECS = 1.0
+
+# What the previous generation writes; its lock is the mere existence of the file.
+previous_generation = re.compile(rb"\s*pid=(\d{1,10})\b").match
+
+
+def write_holder(clock: Clock, fd: int, command: str) -> None:
+    holder = {
+        "pid": os.getpid(),
+        "host": os.uname().nodename,
+        "command": command,
+        "started_at": utc_text(clock.now().replace(microsecond=0)),
+    }
+    with suppress(OSError):  # the identity is for people, and a full disk is when we are needed
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(holder).encode() + b"\n", 0)
+        os.utime(fd)
+
+
+def holder_at_path(store: Store, clock: Clock) -> dict[str, Any]:
+    try:
+        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+    except OSError:  # the holder is between locking and creating, or between removing and closing
+        return {}
+    try:
+        return holder_in(fd, clock)
+    finally:
+        os.close(fd)
+
+
+def holder_in(fd: int, clock: Clock) -> dict[str, Any]:
+    try:
+        age_secs = age_secs_of(fd, clock)
+        holder = parse_holder(os.pread(fd, LARGEST_LINE, 0), clock)
+    except OSError:  # who it is, is for people; that it is, the kernel has said
+        return {}
+    return {**holder, "age_secs": max(age_secs, holder.get("age_secs", 0.0))}
+
+
+def parse_holder(line: bytes, clock: Clock) -> dict[str, Any]:
+    """Whatever of the expected members is there, made safe to show, and how long ago it started."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    holder: dict[str, Any] = {
+        key: value if type(value) is int and abs(value) < 1 << 63 else printable(value, 200)
+        for key, value in found.items()
+        if key in ("pid", "host", "command", "started_at")
+    }
+    started_at = parse_time(found.get("started_at"))
+    if started_at is not None:
+        holder["age_secs"] = round((clock.now() - started_at).total_seconds(), 1)
+    return holder
+
+
+class LockState(NamedTuple):
+    """What somebody who does not take the lock can tell about it."""
+
+    is_held: bool
+    """By a process that lives, as far as that can be told from outside."""
+    is_leftover: bool
+    """Nobody can be holding it: the next run takes it over."""
+    text: str
+    size_bytes: int
+
+
+def lock_state(store: Store, clock: Clock, stale_secs: float) -> Optional[LockState]:
+    """What the lock file looks like from outside; None without one. Takes no lock. Raises StoreError."""
+    with failing_as("examine", store.file(LOCK_NAME)):
+        try:
+            status = os.stat(LOCK_NAME, dir_fd=store.dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+    if not stat.S_ISREG(status.st_mode):
+        return LockState(False, False, "it is not a regular file", 0)
+    try:
+        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # another user's; that it is there is worth telling all the same
+        return LockState(False, False, f"it cannot be read: {describe_errno(error)}", status.st_size)
+    try:
+        with failing_as("read", store.file(LOCK_NAME)):
+            line = os.pread(fd, LARGEST_LINE, 0).strip()
+            age_secs = age_secs_of(fd, clock)
+    finally:
+        with suppress(OSError):  # nothing was written through it
+            os.close(fd)
+    is_held, is_leftover, who = _told_by(line, age_secs, abs(age_secs) > stale_secs, clock)
+    return LockState(is_held, is_leftover, f"{who}, last touched {age_secs:.0f} s ago", status.st_size)
+
+
+def _told_by(line: bytes, age_secs: float, is_old: bool, clock: Clock) -> tuple[bool, bool, str]:
+    """(whether it is held, whether nobody can be holding it, whose it is). A time far in the future is old, too."""
+    if not line:  # its creator is about to write it, has died before, or has no room for it
+        is_new = 0 <= age_secs < LINE_WRITTEN_SECS
+        return is_new, not is_new, "empty: nobody's, or of a run at work where the disk was full"
+    previous = previous_generation(line)
+    if previous is not None:
+        return False, is_old, f"the previous housekeeper's, process {previous.group(1).decode()}"
+    holder = parse_holder(line, clock)
+    pid, host = holder.get("pid"), holder.get("host")
+    if type(pid) is not int:
+        return False, is_old, "nobody's that can be read"
+    who = f"process {pid} on {host} ({holder.get('command')})"
+    if host != os.uname().nodename:
+        return not is_old, False, f"{who}; whether it lives cannot be seen from here"
+    if not is_alive(pid):
+        return False, True, f"{who}, which is gone"
+    # The number may be another process's by now: the holder of a lock renews its time.
+    return not is_old, False, f"{who}; it may be stuck, or another process by now" if is_old else who
+
+
+def age_secs_of(fd: int, clock: Clock) -> float:
+    return round((clock.now() - from_timestamp(os.fstat(fd).st_mtime)).total_seconds(), 1)

@@ -1,0 +1,164 @@
+"""What is in a store: the files of one directory listing, matched with the entries of metadata.json."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from storage_manager.base.errors import StoreError, describe_errno, failing_as
+from storage_manager.base.times import from_timestamp
+from storage_manager.store.directory import Store
+from storage_manager.store.entry import entry_visitor
+from storage_manager.store.names import ASIDE_PREFIX, GUID_LENGTH, is_blob_name, is_commit_file
+from storage_manager.store.snapshot import (
+    CORRUPT,
+    IN_FLIGHT,
+    NOT_A_FILE,
+    ORPHAN,
+    UNREADABLE,
+    Anomaly,
+    Session,
+    Snapshot,
+)
+
+# A blob without an entry may be a save under way; the client writes the entry within seconds of the blob, so
+# ten minutes leave room for a client that is starved or stopped.
+IN_FLIGHT_AGE = timedelta(minutes=10)
+
+
+class Inventory:
+    """What is in a store: the blobs of one directory listing, matched with the entries as they are parsed.
+
+    The bytes of metadata.json must have been read before the listing: an entry read first has its blob on
+    disk already, so a save that is under way never looks like a dangling entry.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """List the directory. Raises StoreError."""
+        self._store = store
+        self._sizes: dict[str, int] = {}
+        self._odd: dict[str, str | OSError] = {}
+        self._sessions: list[Session] = []
+        self._formats: dict[str, str] = {}
+        self._missing: dict[str, Session] = {}
+        self._corrupt: dict[str, str] = {}
+        # How many sessions there were when one of those two was found: the order, should a key come again.
+        self._place: dict[str, int] = {}
+        sizes = self._sizes
+        type_bits, regular = 0o170000, stat.S_IFREG  # stat.S_ISREG without its call, a million times over
+        with failing_as("list", store.path), os.scandir(store.dir_fd) as listing:
+            for item in listing:
+                try:
+                    status = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    self._odd[item.name] = error
+                    continue
+                if status.st_mode & type_bits == regular:
+                    sizes[item.name] = status.st_size
+                else:
+                    self._odd[item.name] = _file_type(status.st_mode)
+
+    def visitor(self) -> Callable[[str, Any], None]:
+        """What takes each member of metadata.json."""
+        return entry_visitor(
+            self._sizes.pop, self._sessions.append, self._add_missing, self._add_corrupt, self._formats
+        )
+
+    def _add_missing(self, session: Session) -> None:
+        self._corrupt.pop(session.guid, None)
+        self._missing[session.guid] = session
+        self._place[session.guid] = len(self._sessions)
+
+    def _add_corrupt(self, key: str, problem: str) -> None:
+        self._missing.pop(key, None)
+        self._corrupt[key] = problem
+        self._place[key] = len(self._sessions)
+
+    def snapshot(self, now: datetime) -> Snapshot:
+        """The result, once every member has been visited. Raises StoreError."""
+        if len(self._formats) > 1 or (self._place and any(session.guid in self._place for session in self._sessions)):
+            self._settle_repeats()
+        anomalies = [
+            Anomaly(UNREADABLE, name, 0, describe_errno(what))
+            if isinstance(what, OSError)
+            else Anomaly(NOT_A_FILE, name, 0, f"it is a {what}")
+            for name, what in self._odd.items()
+            if is_blob_name(name)
+        ]
+        # The guids of entries whose blob is there in some way: they are not dangling.
+        accounted = {anomaly.name[:GUID_LENGTH] for anomaly in anomalies}
+        blobs_of_corrupt = set()
+        for name, size_bytes in self._sizes.items():  # what no entry has taken
+            if is_blob_name(name) is None:
+                continue
+            guid = name[:GUID_LENGTH]
+            if guid in self._corrupt:
+                anomalies.append(Anomaly(CORRUPT, name, size_bytes, self._corrupt[guid]))
+                blobs_of_corrupt.add(guid)
+            elif guid in self._missing:
+                # An entry whose blob has another extension is not dangling: removing it would orphan the blob.
+                wrong = self._missing[guid].format
+                anomalies.append(Anomaly(CORRUPT, name, size_bytes, f"its entry says the format is {wrong}"))
+                accounted.add(guid)
+            else:
+                anomalies.extend(self._orphan(name, now))
+        anomalies.extend(
+            Anomaly(CORRUPT, key, 0, detail) for key, detail in self._corrupt.items() if key not in blobs_of_corrupt
+        )
+        dangling = [session._replace(size_bytes=0) for guid, session in self._missing.items() if guid not in accounted]
+        self._sessions.sort()
+        dangling.sort()
+        leftovers = {name: size for name, size in self._sizes.items() if is_commit_file(name)}
+        torn = sorted(name for name in leftovers if name.startswith(ASIDE_PREFIX))
+        leftovers.update((name, 0) for name in self._odd if is_commit_file(name))
+        return Snapshot(self._sessions, dangling, anomalies, torn, leftovers)
+
+    def _settle_repeats(self) -> None:
+        """As in every JSON reader, the last of several members with one key counts.
+
+        With one format, the first has taken the blob and later ones were found missing. With several, each may have
+        taken a blob of its own; those of the others are given back.
+        """
+        last = {session.guid: index for index, session in enumerate(self._sessions)}
+        counting = []
+        for index, session in enumerate(self._sessions):
+            guid = session.guid
+            if last[guid] == index and self._place.get(guid, 0) <= index:
+                self._missing.pop(guid, None)
+                self._corrupt.pop(guid, None)
+                counting.append(session)
+            else:
+                self._sizes[session.blob_name] = session.size_bytes
+        for guid in self._missing.keys() & last.keys():
+            size_bytes = self._sizes.pop(self._missing[guid].blob_name, None)
+            if size_bytes is not None:
+                counting.append(self._missing.pop(guid)._replace(size_bytes=size_bytes))
+        self._sessions[:] = counting
+
+    def _orphan(self, name: str, now: datetime) -> Iterator[Anomaly]:
+        try:
+            status = os.stat(name, dir_fd=self._store.dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError("examine", self._store.file(name), error) from error
+        modified_at = from_timestamp(status.st_mtime)
+        if now - modified_at < IN_FLIGHT_AGE:
+            is_ahead = modified_at - now > IN_FLIGHT_AGE
+            detail = "no entry, dated in the future" if is_ahead else "no entry yet, younger than 10 minutes"
+            yield Anomaly(IN_FLIGHT, name, status.st_size, detail, modified_at)
+        else:
+            yield Anomaly(ORPHAN, name, status.st_size, "no entry", modified_at)
+
+
+def _file_type(mode: int) -> str:
+    checks: list[tuple[Any, str]] = [
+        (stat.S_ISLNK, "symbolic link"), (stat.S_ISDIR, "directory"), (stat.S_ISFIFO, "FIFO"),
+        (stat.S_ISSOCK, "socket"),
+    ]  # fmt: skip
+    return next((text for check, text in checks if check(mode)), "device")

@@ -1,0 +1,225 @@
+"""metadata.json, read stably: complete and unchanged, although its owner rewrites it in place without a lock."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Callable, NamedTuple, Optional, TypeVar
+
+from storage_manager.base.clock import Patience
+from storage_manager.base.errors import MetadataCorrupt, StoreError, failing_as
+from storage_manager.store.directory import Store
+from storage_manager.store.document import Document, NotJson, parse
+from storage_manager.store.names import METADATA_NAME
+
+# How long a file may stay torn before it counts as corrupt: a client with a very large store needs seconds
+# for one save, and one on a slow disk a multiple of that.
+READ_PATIENCE_SECS = 30.0
+
+# Between two looks at a torn file. A busy client leaves its file whole only for the fraction of a second in
+# which it reads and parses it, so looking less often than this would miss that moment.
+FIRST_PAUSE_SECS = 0.002
+LONGEST_PAUSE_SECS = 0.02
+
+# Far above any real store (a million sessions take about 250 MB): a sparse or runaway file must not be
+# read into memory.
+LARGEST_BYTES = 2 << 30
+_CHUNK_BYTES = 1 << 20
+Parsed = TypeVar("Parsed")
+
+
+class Identity(NamedTuple):
+    """What must stay the same for a file to be the one that was read."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+
+class Reading:
+    """A stable read: the open descriptor, the bytes, and the document in them. Close it."""
+
+    def __init__(self, path: str, fd: int, status: os.stat_result, data: bytes) -> None:
+        self.path = path
+        self.fd = fd
+        self.status = status
+        self.data = data
+
+    @property
+    def identity(self) -> Identity:
+        return _identity(self.status)
+
+    def unchanged(self) -> bool:
+        """Whether the inode that was read still has the bytes that were read. Raises StoreError.
+
+        The bytes themselves are compared: a rewrite of the same length within one tick of the file system's
+        clock changes neither the size nor the time stamp.
+        """
+        with failing_as("read again", self.path):
+            return _identity(os.fstat(self.fd)) == self.identity and _same_bytes(self.fd, self.data)
+
+    def close(self) -> None:
+        with suppress(OSError):  # nothing was written through it
+            os.close(self.fd)
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def read_stable(
+    store: Store, patience: Patience, read: Callable[[bytes], Parsed], name: str = METADATA_NAME
+) -> Optional[tuple[Reading, Parsed]]:
+    """Read metadata.json when it is whole, retrying while it is torn; None when there is none.
+
+    Guarantees that the bytes were in the file all at one time, and are one complete JSON object. Raises
+    MetadataCorrupt when patience ends first, StoreError when it cannot be read at all.
+    """
+    pauses = _pauses()
+    rejected: Optional[tuple[Identity, str]] = None
+    while True:
+        fd = _open(store, name)
+        if fd is None:
+            return None
+        keep = False
+        try:
+            status = _regular(store, name, fd)
+            if rejected is None or rejected[0] != _identity(status):
+                data = _read_whole(store, name, fd, status)
+                if is_named(store, name, status):
+                    # A failure from here on is remembered: the same bytes parse no better the second time.
+                    rejected = _identity(status), "it is being written"
+                    document = read(data)
+                    keep = True
+                    return Reading(store.file(name), fd, status, data), document
+            problem = rejected[1] if rejected is not None else "it is being replaced"
+        except NotJson as error:
+            problem = str(error)
+            if rejected is not None:
+                rejected = rejected[0], problem
+        finally:
+            if not keep:
+                with suppress(OSError):
+                    os.close(fd)
+        if patience.exhausted():
+            raise MetadataCorrupt(
+                f"{store.file(name)} is not readable as JSON ({problem}); nothing was touched. Stop the service, "
+                f"repair the file or restore it from a backup, and start again"
+            )
+        patience.pause(next(pauses))
+
+
+def read_descriptor(store: Store, fd: int, name: str, patience: Patience) -> Optional[Document]:
+    """The document in an inode that may have no name any more; None when patience ends before it is whole.
+
+    Raises StoreError, for what was once called `name`, when the last attempt to read it fails.
+    """
+    pauses = _pauses()
+    while True:
+        failure: Optional[StoreError] = None
+        try:
+            with failing_as("examine", store.file(name)):
+                status = os.fstat(fd)
+            return parse(_read_whole(store, name, fd, status))
+        except NotJson:
+            pass
+        except StoreError as error:
+            failure = error
+        if patience.exhausted():
+            if failure is not None:
+                raise failure
+            return None
+        patience.pause(next(pauses))
+
+
+def is_named(store: Store, name: str, status: os.stat_result) -> bool:
+    """Whether `name` still leads to that very file, unchanged in size and time. Raises StoreError."""
+    try:
+        found = os.stat(name, dir_fd=store.dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError("examine", store.file(name), error) from error
+    return _identity(found) == _identity(status)
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _open(store: Store, name: str) -> Optional[int]:
+    # O_NONBLOCK: a FIFO in its place must not hang us; it is refused below.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=store.dir_fd)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError("read", store.file(name), error) from error
+
+
+def _regular(store: Store, name: str, fd: int) -> os.stat_result:
+    with failing_as("examine", store.file(name)):
+        status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise MetadataCorrupt(f"{store.file(name)} is not a regular file; put the real one in its place")
+    if status.st_size > LARGEST_BYTES:
+        raise MetadataCorrupt(f"{store.file(name)} is too large to be real ({status.st_size} bytes)")
+    return status
+
+
+def _read_whole(store: Store, name: str, fd: int, before: os.stat_result) -> bytes:
+    """All the bytes. Raises NotJson when the file is torn or changes on the way, StoreError on failure."""
+    with failing_as("read", store.file(name)):
+        _refuse_torn(fd, before.st_size)
+        data = _read_at(fd, before.st_size + 1, 0)
+        if len(data) != before.st_size or _identity(os.fstat(fd)) != _identity(before):
+            raise NotJson("it is being written")
+        # A second look at the bytes: a rewrite within one tick of the clock leaves no other trace.
+        if not _same_bytes(fd, data):
+            raise NotJson("it is being written")
+        return data
+
+
+def _refuse_torn(fd: int, size: int) -> None:
+    """A cheap first look, so that a torn file is not read whole over and over. Raises NotJson."""
+    head = os.pread(fd, 64, 0).lstrip()
+    if not size:
+        raise NotJson("it is empty")
+    if head and head[:1] != b"{":
+        raise NotJson("it does not begin with an object")
+    tail = _read_at(fd, min(64, size), max(0, size - 64)).rstrip()
+    if tail and tail[-1:] != b"}":
+        raise NotJson("it ends before its closing brace, as after an interrupted write")
+
+
+def _same_bytes(fd: int, data: bytes) -> bool:
+    for offset in range(0, len(data), _CHUNK_BYTES):
+        # Slices of bytes are compared by memcmp; those of a memoryview one element after the other.
+        expected = data[offset : offset + _CHUNK_BYTES]
+        if _read_at(fd, len(expected), offset) != expected:
+            return False
+    return True
+
+
+def _read_at(fd: int, length: int, offset: int) -> bytes:
+    """As many bytes as there are, up to `length`: one read may give fewer."""
+    data = os.pread(fd, length, offset)
+    while 0 < len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _pauses() -> Iterator[float]:
+    pause = FIRST_PAUSE_SECS
+    while True:
+        yield pause
+        pause = min(pause * 2, LONGEST_PAUSE_SECS)

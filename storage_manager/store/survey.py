@@ -1,0 +1,126 @@
+"""One consistent look at a store, and the events about what is odd in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+from storage_manager.base import quantity
+from storage_manager.base.clock import Clock, Patience
+from storage_manager.base.log import EventLog
+from storage_manager.base.text import printable
+from storage_manager.store.directory import Store, open_store, stores_below
+from storage_manager.store.document import visit_members
+from storage_manager.store.inventory import Inventory
+from storage_manager.store.names import METADATA_NAME
+from storage_manager.store.reading import READ_PATIENCE_SECS, Reading, read_stable
+from storage_manager.store.snapshot import ANOMALY_KINDS, DANGLING, IN_FLIGHT, Snapshot
+
+# A report names this many of a kind; thousands of orphans, found again each hour, must not fill the log.
+EXAMPLES = 5
+
+# For so long a busy client may leave a large metadata.json torn without anybody being told.
+SILENCE_SECS = 5.0
+
+
+class Findings(NamedTuple):
+    """What a look at a store came to, before anything was done about it."""
+
+    session_count: int
+    usage_bytes: int
+    anomaly_totals: dict[str, tuple[int, int]]
+    """kind -> (count, bytes), for the kinds that occur."""
+    suggested_dirs: Sequence[str]
+    """Stores right below a directory that holds nothing: probably the wrong one is configured."""
+
+
+def survey(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optional[Reading]]:
+    """One consistent look at a store: its snapshot, and the metadata it came from (None: there is none).
+
+    Takes no lock. The caller closes the reading. Raises MetadataCorrupt, StoreError, Interrupted.
+    """
+
+    def take_inventory(data: bytes) -> Inventory:
+        inventory = Inventory(store)  # after the bytes were read, and anew at each attempt
+        visit_members(data, inventory.visitor())
+        return inventory
+
+    found = read_stable(store, _ReaderPatience(clock, store, log), take_inventory)
+    if found is None:
+        return Inventory(store).snapshot(clock.now()), None
+    reading, inventory = found
+    try:
+        return inventory.snapshot(clock.now()), reading
+    except BaseException:
+        reading.close()
+        raise
+
+
+class _ReaderPatience(Patience):
+    """Patience for a command that has changed nothing yet: asked to stop, it stops at once. Says what it waits for."""
+
+    def __init__(self, clock: Clock, store: Store, log: EventLog) -> None:
+        super().__init__(clock, READ_PATIENCE_SECS, 0.0)
+        self._file = store.file(METADATA_NAME)
+        self._log = log
+        self._silent_until: Optional[float] = clock.monotonic() + SILENCE_SECS
+
+    def pause(self, secs: float) -> None:
+        if self._silent_until is not None and self._clock.monotonic() >= self._silent_until:
+            self._silent_until = None
+            self._log.warning(
+                "storage_manager.metadata_torn",
+                f"{self._file} is not whole: somebody is writing it, or it is damaged. Waiting for up to "
+                f"{READ_PATIENCE_SECS:g} seconds",
+                file=self._file,
+            )
+        super().pause(secs)
+        self._clock.check()
+
+
+def take_snapshot(storage_dir: str, clock: Clock, log: EventLog) -> tuple[Snapshot, Findings]:
+    """What is in a store, for a command that only looks. Reports anomalies."""
+    with open_store(storage_dir) as store:
+        snapshot, reading = survey(store, clock, log)
+        if reading is not None:
+            reading.close()
+    return snapshot, report_findings(snapshot, storage_dir, log)
+
+
+def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> Findings:
+    """Events about what is odd in a store: one for each kind of anomaly, and one for a store in the wrong place."""
+    names: dict[str, list[str]] = {kind: [] for kind in ANOMALY_KINDS}
+    for anomaly in snapshot.anomalies:
+        if len(names[anomaly.kind]) < EXAMPLES:
+            names[anomaly.kind].append(f"{printable(anomaly.name, 200)} ({anomaly.detail})")
+    names[DANGLING] = [session.guid for session in snapshot.dangling[:EXAMPLES]]
+    totals = snapshot.anomaly_totals()
+    for kind, (count, size_bytes) in totals.items():
+        # A save or a delete under way is everyday life; the rest wants somebody's attention.
+        emit = log.info if kind in (IN_FLIGHT, DANGLING) else log.warning
+        emit(
+            "storage_manager.anomaly",
+            f"{count:,} {kind.replace('_', ' ')}, {quantity.size(size_bytes)}: {', '.join(names[kind][:2])}"
+            + (", ..." if count > 2 else ""),
+            kind=kind,
+            count=count,
+            size_bytes=size_bytes,
+            examples=names[kind],
+            storage_dir=storage_dir,
+        )
+    # An empty metadata.json says nothing: the client makes one wherever it is started.
+    is_empty = not (snapshot.sessions or snapshot.dangling or snapshot.anomalies)
+    below = stores_below(storage_dir)[:EXAMPLES] if is_empty else []
+    if below:
+        report_suspect(storage_dir, below, log)
+    return Findings(len(snapshot.sessions), snapshot.usage_bytes, totals, below)
+
+
+def report_suspect(storage_dir: str, suggested_dirs: Sequence[str], log: EventLog) -> None:
+    """The event about a configured directory that is empty and has a store right below it."""
+    log.warning(
+        "storage_manager.storage_suspect",
+        f"{storage_dir} is empty, and there is a store right below it: did you mean --storage-dir {suggested_dirs[0]}?",
+        storage_dir=storage_dir,
+        suggested_dirs=suggested_dirs,
+    )

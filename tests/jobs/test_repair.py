@@ -1,0 +1,125 @@
+"""A repair removes what refers to nothing, and keeps what may yet tell of a session."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import pytest
+from client import Client
+from stores import leftovers, make_store, read_entries
+
+from storage_manager.base.clock import Clock
+from storage_manager.base.errors import StoreError
+from storage_manager.base.log import EventLog
+from storage_manager.jobs.repair import Terms, adopt, repair
+from storage_manager.store.commit import Committer
+
+TORN = ".metadata.json.torn-20260101T000000Z-aaaaaaaa"
+GUID = "11111111-aaaa-4bbb-8ccc-dddddddddddd"
+HOUR_SECS = 3600
+
+LOG = EventLog(logging.getLogger("repairs"))
+logging.getLogger("repairs").addHandler(logging.NullHandler())
+
+
+def terms(storage: Path) -> Terms:
+    return Terms(str(storage), "check", 0.0, 3600.0)
+
+
+def put(storage: Path, name: str, data: bytes, age_secs: float) -> Path:
+    path = storage / name
+    path.write_bytes(data)
+    os.utime(path, (time.time() - age_secs, time.time() - age_secs))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "text_age_hours", "blob_age_hours", "is_kept"),
+    [
+        (b"", 2, None, False),
+        (b'{"' + GUID.encode(), 2, None, False),
+        (b'{"' + GUID.encode(), 2, 3, True),  # it names it
+        (b'{"' + GUID.upper().encode(), 2, 3, False),
+        (b"x" * ((1 << 20) - 20) + GUID.encode() + b"x" * (1 << 20), 2, 3, True),  # across two pieces of reading
+        (b"0123-" + GUID.encode(), 2, 3, True),  # behind what looks like a beginning
+        (b"", 2, 2.1, True),  # the blob was there when the writer began
+        (b"", 2, 1, True),  # and it may have gone on since
+        (b"", 0.1, None, True),  # it may be writing
+        (b"", -5, None, True),
+    ],
+)
+def test_unfinished_text_stays_while_it_may_tell_of_a_session(
+    storage: Path, text: bytes, text_age_hours: float, blob_age_hours: float | None, is_kept: bool
+) -> None:
+    make_store(storage, 1)
+    put(storage, TORN, text, text_age_hours * HOUR_SECS)
+    if blob_age_hours is not None:
+        put(storage, f"{GUID}.json", b"x", blob_age_hours * HOUR_SECS)
+    done = repair(terms(storage), Clock(), LOG)
+    assert (list(done.kept), list(done.removed)) == (([TORN], []) if is_kept else ([], [TORN]))
+    assert leftovers(storage) == [TORN] * is_kept
+
+
+def test_a_dangling_entry_whose_blob_comes_back_stays(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, back = make_store(storage, 2)
+    for guid in (gone, back):
+        (storage / f"{guid}.json").unlink()
+    real = Committer.prepare
+
+    def prepare(self: Committer, *arguments: object) -> None:
+        (storage / f"{back}.json").write_bytes(b"x" * 1000)
+        real(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Committer, "prepare", prepare)
+    assert repair(terms(storage), Clock(), LOG).swept_count == 1
+    assert set(read_entries(storage)) == {back}
+
+
+def test_an_adoption_that_a_client_undoes_is_made_again(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that read before it writes nearly a second after it."""
+    make_store(storage, 1)
+    put(storage, f"{GUID}.json", b"x", HOUR_SECS)
+    client = Client(storage)
+    before = client.read()
+    undone: list[float] = []
+
+    class Late(Clock):
+        def pause(self, secs: float) -> None:
+            super().pause(secs)
+            if not undone and GUID in client.read() and time.time() - client.metadata.stat().st_mtime > 0.7:
+                client.write(before)
+                undone.append(secs)
+
+    assert [orphan.guid for orphan in adopt(terms(storage), "lost", Late(), LOG).adopted] == [GUID]
+    assert undone and GUID in read_entries(storage)
+
+
+def test_metadata_that_a_client_creates_meanwhile_stays(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(storage, f"{GUID}.json", b"x", HOUR_SECS)
+    saved: list[str] = []
+    real = os.link
+
+    def link(source: str, target: str, **options: int | bool) -> None:
+        if target == "metadata.json":
+            saved.append(Client(storage).save())
+        real(source, target, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "link", link)
+    assert len(adopt(terms(storage), "lost", Clock(), LOG).adopted) == 1
+    assert set(read_entries(storage)) == {GUID, *saved} and len(saved) == 1
+    assert leftovers(storage) == []
+
+
+def test_without_hard_links_metadata_is_not_created(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(storage, f"{GUID}.json", b"x", HOUR_SECS)
+
+    def link(*arguments: object, **options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreError, match="let the service create it first"):
+        adopt(terms(storage), "lost", Clock(), LOG)
+    assert sorted(os.listdir(storage)) == [f"{GUID}.json"]

@@ -1,0 +1,281 @@
+"""What docs/deploy says is what the tool understands, and is as confined as docs/deploy.md says.
+
+The files are run for real by scripts/test_containers.sh.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import plain_yaml
+import pytest
+import stores
+
+from storage_manager.config import read_settings
+from storage_manager.grammar import build_parser
+
+DEPLOY = stores.ROOT / "docs" / "deploy"
+UNITS = sorted((DEPLOY / "systemd").iterdir())
+SERVICES = [unit for unit in UNITS if unit.suffix == ".service"]
+ARCHIVE = "/opt/storage_manager/storage_manager.pyz"
+START = ["python3", ARCHIVE]
+HEALTH = [*START, "health"]
+ROOT_NEEDS = ["CHOWN", "DAC_OVERRIDE", "FOWNER"]
+
+# Other names of the store, which compose.yml does not offer beside GOFR_DIG_STORAGE.
+OTHER_NAMES = {"GOFR_DIG_STORAGE_DIR", "GOFR_DIG_DATA_DIR"}
+
+# What `systemd-analyze security` says of the services today is 1.7; the scale ends at 10.
+WORST_EXPOSURE = 2.0
+
+
+def compose() -> dict[str, Any]:
+    [document] = plain_yaml.read_documents((DEPLOY / "compose.yml").read_text())
+    return document
+
+
+def service() -> dict[str, Any]:
+    return compose()["services"]["storage_manager"]
+
+
+def kubernetes() -> list[tuple[str, dict[str, Any]]]:
+    """(kind, pod) of both parts."""
+    deployment, cron_job = plain_yaml.read_documents((DEPLOY / "kubernetes.yaml").read_text())
+    return [
+        (deployment["kind"], deployment["spec"]["template"]["spec"]),
+        (cron_job["kind"], cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]),
+    ]
+
+
+def resources(kind: str) -> dict[str, Any]:
+    for document in plain_yaml.read_documents((DEPLOY / "kubernetes.yaml").read_text()):
+        if document["kind"] == kind:
+            return document
+    raise AssertionError(kind)
+
+
+def dockerfile(instruction: str) -> list[str]:
+    """What follows each of these instructions, with continued lines joined."""
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", "")
+    return re.findall(rf"^{instruction}\s+(.+)$", text, re.MULTILINE)
+
+
+def unit_values(unit: Path, name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", unit.read_text(), re.MULTILINE)
+
+
+def exposed(text: str) -> str:
+    """A value of compose.yml with nothing set in the environment: its default."""
+    return re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text)
+
+
+def expect_command(arguments: list[str]) -> None:
+    build_parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("name", ["compose.yml", "kubernetes.yaml"])
+def test_the_reader_of_these_tests_reads_as_a_real_one_does(name: str) -> None:
+    program = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))"
+    for python in ("/usr/bin/python3", "python3"):
+        done = subprocess.run([python, "-c", program, str(DEPLOY / name)], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            assert plain_yaml.read_documents((DEPLOY / name).read_text()) == json.loads(done.stdout)
+            return
+    pytest.skip("no python3 here has PyYAML")
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2", "a:\n   b: 1", "a:\nb: 1", "a: {b: 1}", "a: b: c", "a: &x 1", "a: 'b'"])
+def test_the_reader_of_these_tests_refuses_what_is_not_plain(text: str) -> None:
+    with pytest.raises(ValueError):
+        plain_yaml.read_documents(text)
+
+
+def test_the_image_runs_the_archive_without_a_shell_and_as_nobody_special() -> None:
+    assert [json.loads(text) for text in dockerfile("ENTRYPOINT")] == [START]
+    [command] = dockerfile("CMD")
+    expect_command(json.loads(command))
+    assert dict(text.split("=") for text in dockerfile("ARG")) == {
+        "BASE_IMAGE": "python:3.12-slim", "RUN_UID": "10001", "RUN_GID": "10001",
+    }  # fmt: skip
+    assert dockerfile("USER") == ["${RUN_UID}:${RUN_GID}"]
+    assert dockerfile("VOLUME") == []
+
+
+def test_the_image_asks_for_its_health() -> None:
+    [check] = dockerfile("HEALTHCHECK")
+    command = json.loads(check.partition("CMD")[2])
+    assert command == HEALTH
+    expect_command(command[2:])
+
+
+def test_the_image_copies_only_what_it_is_built_from() -> None:
+    sources = [words.split()[:-1] for words in dockerfile("COPY") if not words.startswith("--from=build")]
+    assert sources == [["build_zipapp.py"], ["storage_manager/"]]
+    assert all((stores.ROOT / source).exists() for words in sources for source in words)
+
+
+def test_compose_runs_commands_that_exist() -> None:
+    expect_command(service()["command"])
+    assert service()["healthcheck"]["test"] == ["CMD", *HEALTH]
+    expect_command(HEALTH[2:])
+
+
+def test_compose_offers_every_variable_with_the_default_of_the_code() -> None:
+    asked: set[str] = set()
+
+    class Environment(dict):
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.add(name)
+            return super().get(name, default)
+
+    environment = Environment({name: exposed(value) for name, value in service()["environment"].items()})
+    assert all(value.startswith(f"${{{name}:-") for name, value in service()["environment"].items())
+    settings, fallbacks = read_settings(environment, None, None)
+    default, _ = read_settings({"GOFR_DIG_STORAGE": "/data/storage"}, None, None)
+    assert fallbacks == []
+    assert settings == default._replace(environment="PROD", log_json=True)
+    assert {"GOFR_DIG_SEQ_URL", "GOFR_DIG_SEQ_API_KEY"} <= set(environment)
+    own = {name for name in asked if name.startswith("GOFR_DIG_")}
+    assert own - set(environment) <= OTHER_NAMES
+
+
+def test_every_setting_of_compose_has_a_comment() -> None:
+    lines = (DEPLOY / "compose.yml").read_text().splitlines()
+    settings = [at for at, line in enumerate(lines) if re.match(r"      GOFR_DIG_\w+: ", line)]
+    assert len(settings) == len(service()["environment"])
+    bare = [lines[at] for at in settings if not lines[at - 1].strip().startswith("#")]
+    assert bare == ['      GOFR_DIG_SEQ_API_KEY: "${GOFR_DIG_SEQ_API_KEY:-}"']  # told with the URL
+
+
+def test_compose_confines_the_container() -> None:
+    found = service()
+    assert found["read_only"] is True and found["init"] is True
+    assert found["cap_drop"] == ["ALL"]
+    assert found["security_opt"] == ["no-new-privileges:true"]
+    assert found["stop_grace_period"] == "30s"
+    assert {"mem_limit", "cpus", "pids_limit", "restart"} <= set(found)
+    assert found["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
+    assert any(mount.startswith("/tmp:") for mount in found["tmpfs"])
+    assert compose()["volumes"]["data"]["external"] is True
+
+
+def test_the_deployment_is_one_loop_at_a_time() -> None:
+    spec = resources("Deployment")["spec"]
+    assert spec["replicas"] == 1
+    assert spec["strategy"] == {"type": "Recreate"}
+    assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+
+
+def test_the_cron_job_runs_one_cycle_and_does_not_pile_up() -> None:
+    spec = resources("CronJob")["spec"]
+    assert spec["suspend"] is True  # the Deployment or the CronJob
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["startingDeadlineSeconds"] > 0
+    assert spec["jobTemplate"]["spec"]["backoffLimit"] == 0
+    assert spec["jobTemplate"]["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+
+
+@pytest.mark.parametrize(("kind", "pod"), kubernetes(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_pod_is_confined_and_runs_commands_that_exist(kind: str, pod: dict[str, Any]) -> None:
+    [container] = pod["containers"]
+    expect_command(container["args"])
+    assert container["args"] == (["run-loop"] if kind == "Deployment" else ["run-loop", "--once"])
+    for probe in ("startupProbe", "livenessProbe"):
+        assert (probe in container) == (kind == "Deployment")
+        if probe in container:
+            assert container[probe]["exec"]["command"] == HEALTH
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["fsGroup"] == 10001
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["terminationGracePeriodSeconds"] == 30
+    assert set(container["resources"]) == {"requests", "limits"}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize(("kind", "pod"), kubernetes(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_pod_s_settings_are_understood(kind: str, pod: dict[str, Any]) -> None:
+    environment = {item["name"]: item.get("value", "") for item in pod["containers"][0]["env"]}
+    settings, fallbacks = read_settings(environment, None, None)
+    assert fallbacks == []
+    assert settings.storage_dir == "/data/storage" and settings.log_json is True
+    [key] = [item for item in pod["containers"][0]["env"] if item["name"] == "GOFR_DIG_SEQ_API_KEY"]
+    assert key["valueFrom"]["secretKeyRef"]["optional"] is True
+
+
+@pytest.mark.parametrize("name", ["compose.yml", "kubernetes.yaml", "systemd/storage_manager.service"])
+def test_what_root_needs_is_said_where_capabilities_are_dropped(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    assert ", ".join(ROOT_NEEDS) in text or " ".join(f"CAP_{capability}" for capability in ROOT_NEEDS) in text
+
+
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.name)
+def test_a_service_runs_a_command_that_exists_with_settings_that_are_understood(unit: Path) -> None:
+    [start] = unit_values(unit, "ExecStart")
+    words = shlex.split(start)
+    assert words[:2] == ["/usr/bin/python3", ARCHIVE]
+    expect_command(words[2:])
+    settings, fallbacks = read_settings(
+        dict(text.split("=", 1) for text in unit_values(unit, "Environment")), None, None
+    )
+    assert fallbacks == []
+    assert unit_values(unit, "ReadWritePaths") == [settings.storage_dir]
+    assert unit_values(unit, "RequiresMountsFor") == [settings.storage_dir]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "parent"),
+    [("storage_manager", "RuntimeDirectory", "/run"), ("storage_manager-once", "StateDirectory", "/var/lib")],
+)
+def test_the_heartbeat_is_where_others_can_see_it(name: str, setting: str, parent: str) -> None:
+    unit = DEPLOY / "systemd" / f"{name}.service"
+    [directory] = unit_values(unit, setting)
+    assert f"GOFR_DIG_HOUSEKEEPER_HEARTBEAT_FILE={parent}/{directory}/heartbeat" in unit_values(unit, "Environment")
+
+
+def test_the_loop_tells_systemd_about_itself() -> None:
+    unit = DEPLOY / "systemd" / "storage_manager.service"
+    assert unit_values(unit, "Type") == ["notify"] and unit_values(unit, "NotifyAccess") == ["main"]
+    assert int(unit_values(unit, "WatchdogSec")[0]) >= 60
+
+
+def test_both_services_are_confined_alike() -> None:
+    loop, once = (unit.read_text() for unit in reversed(SERVICES))
+    beginning = loop.index("# A store of 100,000 sessions")
+    assert loop[beginning : loop.index("\n[Install]")].strip() in once
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> list[str]:
+    """The units with a Python of this machine: systemd-analyze looks whether it is there."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    for unit in UNITS:
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/usr/bin/python3", sys.executable))
+    return [str(tmp_path / unit.name) for unit in UNITS]
+
+
+def test_systemd_has_nothing_to_say_about_the_units(copies: list[str]) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", *copies], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_systemd_rates_the_services_as_well_confined(copies: list[str]) -> None:
+    services = [copy for copy in copies if copy.endswith(".service")]
+    command = ["systemd-analyze", "security", "--no-pager", "--offline=true", *services]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze rates no files")
+    levels = [float(level) for level in re.findall(r"exposure level for \S+: ([\d.]+)", done.stdout)]
+    assert len(levels) == len(services), done.stdout + done.stderr
+    assert max(levels) <= WORST_EXPOSURE
