@@ -846,10 +846,10 @@ def test_main_takes_arguments_and_returns_the_exit_code(
 
 def test_a_program_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "storage_manager", tmp_path / "storage_manager")
-    (tmp_path / "storage_manager" / "jobs" / "policy.py").unlink()
+    (tmp_path / "storage_manager" / "store" / "inventory.py").unlink()
     done = run_tool("list", env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch("storage_manager: cannot start: .*policy.*\n", done.stderr)
+    assert re.fullmatch("storage_manager: cannot start: .*inventory.*\n", done.stderr)
 
 
 def test_a_late_import_that_fails_is_one_sentence(
