@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "storage_manager"
 SHEBANG = b"#!/usr/bin/env python3\n"
 
-# The zip format's calendar begins here.
+# The zip format's calendar, 1980 to 2107.
 EARLIEST = 315532800
+LATEST = 4354819199
 
 # The archive's own door: it must parse on any Python, and it hands the exit code on.
 MAIN = b"""\
@@ -41,7 +42,15 @@ def main():
     args = parser.parse_args()
     output = Path(args.output)
     try:
-        build(output, args.precompile)
+        moment = source_date(os.environ.get("SOURCE_DATE_EPOCH", ""))
+    except ValueError:
+        sys.stderr.write(
+            f"build_zipapp: SOURCE_DATE_EPOCH is {os.environ['SOURCE_DATE_EPOCH'][:40]!r}: give seconds since 1970, "
+            f"at most {LATEST} (the year 2107), or unset it\n"
+        )
+        return 1
+    try:
+        build(output, args.precompile, moment)
     except OSError as error:
         sys.stderr.write(f"build_zipapp: cannot write {output}: {error.strerror}\n")
         return 1
@@ -49,7 +58,7 @@ def main():
     return 0
 
 
-def build(output, precompile):
+def build(output, precompile, moment):
     """Write the archive beside its final place, then rename: whoever runs it meanwhile sees a whole one."""
     output.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
@@ -58,7 +67,7 @@ def build(output, precompile):
             file.write(SHEBANG)
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 for path, data in sorted(entries(precompile).items()):
-                    info = zipfile.ZipInfo(path, moment())
+                    info = zipfile.ZipInfo(path, moment)
                     info.create_system = 3  # Unix, so that the mode below counts, wherever this runs
                     info.external_attr = 0o100644 << 16
                     archive.writestr(info, data)
@@ -89,11 +98,11 @@ def byte_code(source, path):
     return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + source_hash + marshal.dumps(code)
 
 
-def moment():
-    try:
-        seconds = int(os.environ.get("SOURCE_DATE_EPOCH", EARLIEST))
-    except ValueError:
-        seconds = EARLIEST
+def source_date(text):
+    """The time of every entry; the earliest there is when none is given. Raises ValueError."""
+    seconds = int(text or EARLIEST)
+    if seconds > LATEST:
+        raise ValueError(text)
     return time.gmtime(max(EARLIEST, seconds))[:6]
 
 

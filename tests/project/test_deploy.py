@@ -18,6 +18,7 @@ import plain_yaml
 import pytest
 import stores
 
+from storage_manager import __version__
 from storage_manager.config import read_settings
 from storage_manager.grammar import build_parser
 
@@ -103,6 +104,7 @@ def test_the_image_runs_the_archive_without_a_shell_and_as_nobody_special() -> N
     expect_command(json.loads(command))
     assert dict(text.split("=") for text in dockerfile("ARG")) == {
         "BASE_IMAGE": "python:3.12-slim", "RUN_UID": "10001", "RUN_GID": "10001",
+        "VERSION": __version__, "REVISION": "unknown", "SOURCE": "unknown",
     }  # fmt: skip
     assert dockerfile("USER") == ["${RUN_UID}:${RUN_GID}"]
     assert dockerfile("VOLUME") == []
