@@ -1,6 +1,6 @@
-"""The whole suite in as many pytest processes as there are processors, and one line that shows how far it is.
+"""The whole suite in two pytest processes for each processor, and one line that shows how far it is.
 
-    python parallel.py WHERE [ARGUMENT FOR PYTEST ...]
+    python parallel.py [ARGUMENT FOR PYTEST ...]
 
 Each process collects all tests and claims one after the other, by making a file that nobody else has made.
 """
@@ -63,9 +63,11 @@ def _claimed(items: list[pytest.Item], claims: str) -> Iterator[pytest.Item]:
 
 def main(arguments: list[str]) -> int:
     started = time.monotonic()
+    # A third of the time the tests wait for something: with one process each, processors would idle.
+    count = 2 * len(os.sched_getaffinity(0))
     directory = Path(tempfile.mkdtemp(prefix="suite-"))
     try:
-        reports = [directory / f"report.{number}" for number in range(len(os.sched_getaffinity(0)))]
+        reports = [directory / f"report.{number}" for number in range(count)]
         workers = [_start(directory, report, arguments) for report in reports]
         try:
             _watch(directory, workers, started)
