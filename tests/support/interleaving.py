@@ -489,7 +489,7 @@ class Search:
         self._rng = random.Random(0)
 
     def strategies(self) -> Iterator[Strategy]:
-        """Every path, or as many as the budget has; in random order, which finds a loss ten times as fast as depth first."""
+        """Every path, or as many as the budget has. In random order: it finds a loss ten times as fast."""
         while self.pending and self.executions != self.budget:
             self.executions += 1
             at = self._rng.randrange(len(self.pending))
