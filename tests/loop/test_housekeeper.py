@@ -127,6 +127,22 @@ def test_cycles_begin_an_interval_apart(storage: Path, turns: Turns) -> None:
     assert sleep["next_wake_up"].endswith("Z") and "T" in sleep["next_wake_up"]
 
 
+def test_the_time_that_a_cycle_took_is_not_slept_again(
+    storage: Path, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(storage, 1)
+    clock = SteppedClock(cycles=2)
+    real = housekeeper.run
+
+    def run(*arguments: Any) -> Any:
+        clock.step(100)
+        return real(*arguments)
+
+    monkeypatch.setattr(housekeeper, "run", run)
+    turns.run(lambda: settings_for(storage, HOUSEKEEPING_INTERVAL_MINS="7.5"), clock)
+    assert clock.slept_secs == [pytest.approx(350, abs=5)] * 2
+
+
 def test_a_sleep_longer_than_select_takes_is_slept_in_full(storage: Path, turns: Turns) -> None:
     make_store(storage, 1)
 

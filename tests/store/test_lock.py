@@ -264,6 +264,15 @@ def test_a_lock_of_the_previous_generation_is_respected_until_it_is_stale(storag
     assert leftovers(storage) == []
 
 
+def test_a_lock_of_the_previous_generation_from_the_far_future_is_stale(storage: Path) -> None:
+    guids = make_store(storage, COUNT)
+    (storage / LOCK).write_text("pid=1 started_at=1767000000\n")
+    age(storage / LOCK, -200)
+    assert prune(storage, "--lock-stale-seconds", 300).returncode == 2
+    assert prune(storage, "--lock-stale-seconds", 100).returncode == 0
+    assert list(read_entries(storage)) == guids[VICTIMS:]
+
+
 @pytest.mark.parametrize(
     "text", [b"\x00\xff\xfe", b"[" * 3000, b"nonsense", b"[1]", b'{"pid": {}, "started_at": 7}', b"{" + b"9" * 8000]
 )
