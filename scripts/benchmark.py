@@ -5,8 +5,8 @@
     prune   half of the sessions go       floor: find | sort | head | xargs rm of the same number of files
     scale   cost of ten times as many     floor: the cost of the smaller store
 
-Each pair is run in turn, after the store has been written anew where the run changes it; the median counts.
-Peak memory is the largest resident set of the process. Nothing is judged here, and no test uses this.
+The two of a pair run in turn. Where a run changes the store, the store is written anew before it. The median counts.
+Peak memory is the largest resident set of the process. This script judges nothing, and no test uses it.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the sources with ruff, mypy and shellcheck, from a virtual environment of their own (a shellcheck that
-# the system has is used instead).
+# Checks the sources with ruff, mypy and shellcheck. They come from a virtual environment of their own, but a shellcheck
+# of the system is used if there is one.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)

@@ -3,7 +3,7 @@
 #
 #   storage_manager.sh [--env PROD|TEST] [--env-file FILE] COMMAND [ARGUMENT ...]
 #
-# Without --env the environment's own settings win over the file's; with --env the file's paths do.
+# Without --env, settings of the environment win over those of the file. With --env, the paths of the file win.
 set -euo pipefail
 
 fail() { # fail EXIT_CODE MESSAGE
@@ -34,8 +34,8 @@ done
 case $env_name in '' | PROD | TEST) ;; *) fail 64 "--env is '$env_name': it must be PROD or TEST" ;; esac
 (($#)) || fail 64 "a command is missing: list, stats, check, purge, prune-size, run-loop or health (see --help)"
 
-# --env is settled before the file is read, so that the file's paths are those of that environment; and paths
-# that an earlier reading left in the caller's environment must not shadow them.
+# --env is set before the file is read, so that the file chooses the paths of that environment. Paths that an earlier
+# reading left in the caller's environment must not hide them.
 if [[ $env_name ]]; then
   export "${prefix}_ENV=$env_name"
   unset "${prefix}_STORAGE" "${prefix}_STORAGE_DIR" "${prefix}_DATA_DIR"
@@ -64,7 +64,7 @@ if [[ " $* " != *" --storage-dir"[\ =]* && " $* " != *" --data-root"[\ =]* ]]; t
     fail 1 "neither ${prefix}_STORAGE nor ${prefix}_DATA_DIR is set: set one in $env_file, or give --storage-dir"
   [[ $data ]] && options+=(--data-root "$data")
   [[ $storage ]] && options+=(--storage-dir "$storage")
-  # The project's own default store is ours to create; any other directory must be there already.
+  # Only the project's own default store is created here. Any other directory must exist already.
   storage=${storage:-$data/storage}
   [[ $storage != "$root/data/"* ]] || mkdir -p -- "$storage" || fail 1 "cannot create $storage: check its permissions"
 fi

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs the deployment of docs/deploy in real containers beside a client (tests/support/containers.py has the checks).
 #
-# Uses the Docker engine that is running, or starts one of its own for as long as it takes. STORAGE_MANAGER_BASE_IMAGE
-# names an image with Python that the engine has or can get; by default one is made of the Debian packages of this
-# machine's own sources, and kept in the cache directory. Ends with 77 where it cannot be tried, and says why.
+# Uses the Docker engine that is running, or starts one for the time of the test. STORAGE_MANAGER_BASE_IMAGE names an
+# image with Python that the engine has or can get. By default an image is made of the Debian packages of this machine's
+# own sources, and kept in the cache directory. Where the test cannot run, it says why and ends with 77.
 set -euo pipefail
 
 skip() {
@@ -22,7 +22,7 @@ clean_up() {
   if [[ $engine_pid ]]; then
     kill "$engine_pid" 2>/dev/null || true
     wait "$engine_pid" 2>/dev/null || true
-    # What a container left mounted must not be deleted through its mount.
+    # Unmount what a container left mounted: its files must not be deleted through the mount.
     awk -v work="$work/" 'index($2, work) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r umount -l -- || true
   fi
   rm -rf --one-file-system -- "$work"
@@ -87,5 +87,5 @@ if [[ -z $base ]]; then
 fi
 docker run --rm --network none "$base" python3 -c '' >"$work/run.log" 2>&1 ||
   skip "the engine runs no container of $base: $(tail -n 1 "$work/run.log")"
-# Not `exec`: what was started here has to be ended here.
+# Not `exec`: this script must end the engine that it started.
 "${PYTHON:-python3}" "$root/tests/support/containers.py" "$base"
