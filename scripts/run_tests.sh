@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the test suite in a virtual environment of its own. PYTHON names the Python. Without arguments it runs the whole
-# suite, with a sample of each long search; with --thorough, the searches to their ends. Other arguments go to one pytest.
+# suite, with a sample of each long search; with --thorough, the searches to their ends. Other arguments go to pytest.
 set -euo pipefail
 
 fail() {
