@@ -12,7 +12,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
 from storage_manager.store.directory import Store, open_store
-from storage_manager.store.holder import LockState, lock_state
+from storage_manager.store.holder import Holding, LockState, lock_state
 from storage_manager.store.inventory import IN_FLIGHT_AGE
 from storage_manager.store.names import ASIDE_PREFIX, LOCK_NAME
 from storage_manager.store.snapshot import (
@@ -56,9 +56,14 @@ REMEDIES = {
     NOT_A_FILE: "look what it is, and move it away",
     UNREADABLE: "check the permissions and the disk",
     LEFTOVER: "`check --repair` removes them; so does the next prune, but for unfinished metadata",
-    LOCK: "see whether that process lives; if not, the next run takes the lock over (the previous housekeeper's when "
-    "it is older than the stale time)",
     DRIFT: "nothing, if the service changes blobs; a blob that is too short was damaged or never finished",
+}
+
+LOCK_REMEDIES = {
+    Holding.HELD: "nothing: a run is at work",
+    Holding.LEFT_OVER: "nothing: the next run takes it over",
+    Holding.UNKNOWN: "see whether that process lives; if not, the next run takes the lock over (the previous "
+    "housekeeper's when it is older than the stale time)",
 }
 
 
@@ -108,7 +113,7 @@ def check_up(storage_dir: str, lock_stale_secs: float, clock: Clock, log: EventL
         # A run that came and went between two looks at the lock has taken its files with it.
         leftovers = {name: size for name, size in snapshot.leftovers.items() if _is_there(store, name)}
         lock = lock_state(store, clock, lock_stale_secs)
-    is_busy = any(state is not None and state.is_held for state in (before, lock))
+    is_busy = any(state is not None and state.holding is Holding.HELD for state in (before, lock))
     anomalies = _anomalies(snapshot, clock.now(), is_busy)
     return Checkup([*anomalies, *_files(leftovers, is_busy), *_drift(snapshot), *_lock(lock)], totals)
 
@@ -167,12 +172,8 @@ def _drift(snapshot: Snapshot) -> Iterator[Finding]:
 
 def _lock(state: Optional[LockState]) -> Iterator[Finding]:
     if state is not None:
-        remedy = REMEDIES[LOCK]
-        if state.is_held:
-            remedy = "nothing: a run is at work"
-        elif state.is_leftover:
-            remedy = "nothing: the next run takes it over"
-        yield Finding(LOCK, 1, state.size_bytes, [f"{LOCK_NAME} ({state.text})"], remedy, not state.is_held)
+        examples, needs_attention = [f"{LOCK_NAME} ({state.text})"], state.holding is not Holding.HELD
+        yield Finding(LOCK, 1, state.size_bytes, examples, LOCK_REMEDIES[state.holding], needs_attention)
 
 
 def summary(checkup: Checkup) -> str:

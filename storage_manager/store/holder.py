@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from contextlib import suppress
+from enum import Enum
 from typing import Any, NamedTuple, Optional
 
 from storage_manager.base.clock import Clock
@@ -22,9 +23,6 @@ LARGEST_LINE = 4096
 # The previous generation creates its file first and writes its line at once. An empty file that is older
 # than this is not one of its locks in the making.
 LINE_WRITTEN_SECS = 1.0
-
-# What the previous generation writes; its lock is the mere existence of the file.
-previous_generation = re.compile(rb"\s*pid=(\d{1,10})\b").match
 
 
 def write_holder(clock: Clock, fd: int, command: str) -> None:
@@ -42,7 +40,7 @@ def write_holder(clock: Clock, fd: int, command: str) -> None:
 
 def holder_at_path(store: Store, clock: Clock) -> dict[str, Any]:
     try:
-        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+        fd = _open_to_read(store)
     except OSError:  # the holder is between locking and creating, or between removing and closing
         return {}
     try:
@@ -79,13 +77,20 @@ def parse_holder(line: bytes, clock: Clock) -> dict[str, Any]:
     return holder
 
 
+class Holding(Enum):
+    """What can be told from outside about whether a lock is held."""
+
+    HELD = "held"
+    """By a process that lives, as far as can be seen."""
+    LEFT_OVER = "left over"
+    """Nobody can be holding it: the next run takes it over."""
+    UNKNOWN = "unknown"
+
+
 class LockState(NamedTuple):
     """What somebody who does not take the lock can tell about it."""
 
-    is_held: bool
-    """By a process that lives, as far as that can be told from outside."""
-    is_leftover: bool
-    """Nobody can be holding it: the next run takes it over."""
+    holding: Holding
     text: str
     size_bytes: int
 
@@ -98,13 +103,13 @@ def lock_state(store: Store, clock: Clock, stale_secs: float) -> Optional[LockSt
         except FileNotFoundError:
             return None
     if not stat.S_ISREG(status.st_mode):
-        return LockState(False, False, "it is not a regular file", 0)
+        return LockState(Holding.UNKNOWN, "it is not a regular file", 0)
     try:
-        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+        fd = _open_to_read(store)
     except FileNotFoundError:
         return None
     except OSError as error:  # another user's; that it is there is worth telling all the same
-        return LockState(False, False, f"it cannot be read: {describe_errno(error)}", status.st_size)
+        return LockState(Holding.UNKNOWN, f"it cannot be read: {describe_errno(error)}", status.st_size)
     try:
         with failing_as("read", store.file(LOCK_NAME)):
             line = os.pread(fd, LARGEST_LINE, 0).strip()
@@ -112,30 +117,43 @@ def lock_state(store: Store, clock: Clock, stale_secs: float) -> Optional[LockSt
     finally:
         with suppress(OSError):  # nothing was written through it
             os.close(fd)
-    is_held, is_leftover, who = _told_by(line, age_secs, abs(age_secs) > stale_secs, clock)
-    return LockState(is_held, is_leftover, f"{who}, last touched {age_secs:.0f} s ago", status.st_size)
+    holding, who = judge(line, age_secs, stale_secs, clock)
+    return LockState(holding, f"{who}, last touched {age_secs:.0f} s ago", status.st_size)
 
 
-def _told_by(line: bytes, age_secs: float, is_old: bool, clock: Clock) -> tuple[bool, bool, str]:
-    """(whether it is held, whether nobody can be holding it, whose it is). A time far in the future is old, too."""
+def judge(line: bytes, age_secs: float, stale_secs: float, clock: Clock) -> tuple[Holding, str]:
+    """Whether a lock file with this line is held, and whose it is."""
+    is_stale = abs(age_secs) > stale_secs  # a time far in the future is as good as none
     if not line:  # its creator is about to write it, has died before, or has no room for it
-        is_new = 0 <= age_secs < LINE_WRITTEN_SECS
-        return is_new, not is_new, "empty: nobody's, or of a run at work where the disk was full"
-    previous = previous_generation(line)
-    if previous is not None:
-        return False, is_old, f"the previous housekeeper's, process {previous.group(1).decode()}"
+        holding = Holding.HELD if 0 <= age_secs < LINE_WRITTEN_SECS else Holding.LEFT_OVER
+        return holding, "empty: nobody's, or of a run at work where the disk was full"
+    once_stale = Holding.LEFT_OVER if is_stale else Holding.UNKNOWN
+    previous_pid = previous_generation_pid(line)
+    if previous_pid is not None:
+        return once_stale, f"the previous housekeeper's, process {previous_pid}"
     holder = parse_holder(line, clock)
     pid, host = holder.get("pid"), holder.get("host")
     if type(pid) is not int:
-        return False, is_old, "nobody's that can be read"
+        return once_stale, "nobody's that can be read"
     who = f"process {pid} on {host} ({holder.get('command')})"
+    # The holder of a lock renews its time: after the stale time, the number may be another process's.
+    while_fresh = Holding.UNKNOWN if is_stale else Holding.HELD
     if host != os.uname().nodename:
-        return not is_old, False, f"{who}; whether it lives cannot be seen from here"
+        return while_fresh, f"{who}; whether it lives cannot be seen from here"
     if not is_alive(pid):
-        return False, True, f"{who}, which is gone"
-    # The number may be another process's by now: the holder of a lock renews its time.
-    return not is_old, False, f"{who}; it may be stuck, or another process by now" if is_old else who
+        return Holding.LEFT_OVER, f"{who}, which is gone"
+    return while_fresh, f"{who}; it may be stuck, or another process by now" if is_stale else who
+
+
+def previous_generation_pid(line: bytes) -> Optional[str]:
+    """The process number in a line of the previous generation, whose lock is the file's mere existence."""
+    match = re.match(rb"\s*pid=(\d{1,10})\b", line)
+    return None if match is None else match.group(1).decode()
 
 
 def age_secs_of(fd: int, clock: Clock) -> float:
     return round((clock.now() - from_timestamp(os.fstat(fd).st_mtime)).total_seconds(), 1)
+
+
+def _open_to_read(store: Store) -> int:
+    return os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)

@@ -22,11 +22,13 @@ from storage_manager.store.draft import DISK_FULL
 from storage_manager.store.holder import (
     LARGEST_LINE,
     LINE_WRITTEN_SECS,
+    Holding,
     age_secs_of,
     holder_at_path,
     holder_in,
+    judge,
     parse_holder,
-    previous_generation,
+    previous_generation_pid,
     write_holder,
 )
 from storage_manager.store.names import LOCK_NAME
@@ -250,8 +252,8 @@ def _consider_leftover(store: Store, log: EventLog, clock: Clock, fd: int, stale
     if not line:
         return
     path = store.file(LOCK_NAME)
-    match = previous_generation(line)
-    if match is None:
+    previous_pid = previous_generation_pid(line)
+    if previous_pid is None:
         log.warning(
             "housekeeper.lock_stale",
             f"the last holder of {path} died without releasing it; going on",
@@ -260,8 +262,8 @@ def _consider_leftover(store: Store, log: EventLog, clock: Clock, fd: int, stale
         )
         return
     age_secs = age_secs_of(fd, clock)
-    busy = _busy(store, {"pid": int(match.group(1)), "generation": "previous", "age_secs": round(age_secs, 1)})
-    if abs(age_secs) <= stale_secs:  # a time far in the future is as good as none
+    busy = _busy(store, {"pid": int(previous_pid), "generation": "previous", "age_secs": round(age_secs, 1)})
+    if judge(line, age_secs, stale_secs, clock)[0] is not Holding.LEFT_OVER:
         raise busy
     log.warning(
         "housekeeper.lock_stale",
@@ -307,4 +309,4 @@ def _is_at(store: Store, fd: int) -> bool:
     status = _status_at(store)
     with failing_as("examine", store.file(LOCK_NAME)):
         mine = os.fstat(fd)
-    return status is not None and (status.st_dev, status.st_ino) == (mine.st_dev, mine.st_ino)
+    return status is not None and os.path.samestat(status, mine)

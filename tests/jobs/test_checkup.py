@@ -13,6 +13,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog
 from storage_manager.jobs import checkup
 from storage_manager.jobs.checkup import NOUNS, REMEDIES, Checkup, Finding, check_up, summary
+from storage_manager.store.holder import Holding
 from storage_manager.store.names import ASIDE_PREFIX, MOST_PREVIOUS, TMP_NAME, is_commit_file, previous_names
 from storage_manager.store.snapshot import ANOMALY_KINDS, DANGLING, IN_FLIGHT, ORPHAN
 from storage_manager.store.survey import Findings
@@ -28,7 +29,8 @@ def found(*kinds: tuple[str, int, bool], suggested: tuple[str, ...] = ()) -> Che
 
 def test_every_kind_has_a_noun_and_a_remedy() -> None:
     kinds = {*ANOMALY_KINDS, checkup.LEFTOVER, checkup.LOCK, checkup.DRIFT}
-    assert kinds == set(NOUNS) == set(REMEDIES) - {checkup.AHEAD}
+    assert kinds == set(NOUNS) == set(REMEDIES) - {checkup.AHEAD} | {checkup.LOCK}
+    assert set(checkup.LOCK_REMEDIES) == set(Holding)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from storage_manager.base.clock import Clock
 from storage_manager.store.directory import open_store
-from storage_manager.store.holder import LockState, lock_state, parse_holder, write_holder
+from storage_manager.store.holder import Holding, LockState, lock_state, parse_holder, write_holder
 from storage_manager.store.names import LOCK_NAME
 
 HOST = os.uname().nodename
@@ -37,38 +37,36 @@ def test_without_a_lock_there_is_nothing_to_tell(storage: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "age_secs", "is_held", "is_leftover"),
+    ("line", "age_secs", "holding"),
     [
-        ({"pid": os.getpid(), "host": HOST}, 10, True, False),
-        ({"pid": os.getpid(), "host": HOST}, 4000, False, False),  # stuck, or the number is another process's by now
-        ({"pid": NOBODY, "host": HOST}, 10, False, True),
-        ({"pid": 0, "host": HOST}, 10, False, True),  # to kill(), our own group
-        ({"pid": -1, "host": HOST}, 10, False, True),  # to kill(), everybody
-        ({"pid": 10**30, "host": HOST}, 10, False, False),
-        ({"pid": 1, "host": "elsewhere"}, 10, True, False),
-        ({"pid": 1, "host": "elsewhere"}, 4000, False, False),
-        (b"pid=77 prune", 10, False, False),
-        (b"pid=77 prune", 4000, False, True),
-        (b"pid=77 prune", -4000, False, True),
-        (b"", 0, True, False),
-        (b"", 10, False, True),
-        (b"", -10, False, True),
-        (b"\xff\x00 what?", 10, False, False),
-        (b"[" * 5000, 4000, False, True),
+        ({"pid": os.getpid(), "host": HOST}, 10, Holding.HELD),
+        ({"pid": os.getpid(), "host": HOST}, 4000, Holding.UNKNOWN),  # stuck, or the number is another process's by now
+        ({"pid": NOBODY, "host": HOST}, 10, Holding.LEFT_OVER),
+        ({"pid": 0, "host": HOST}, 10, Holding.LEFT_OVER),  # to kill(), our own group
+        ({"pid": -1, "host": HOST}, 10, Holding.LEFT_OVER),  # to kill(), everybody
+        ({"pid": 10**30, "host": HOST}, 10, Holding.UNKNOWN),
+        ({"pid": 1, "host": "elsewhere"}, 10, Holding.HELD),
+        ({"pid": 1, "host": "elsewhere"}, 4000, Holding.UNKNOWN),
+        (b"pid=77 prune", 10, Holding.UNKNOWN),
+        (b"pid=77 prune", 4000, Holding.LEFT_OVER),
+        (b"pid=77 prune", -4000, Holding.LEFT_OVER),
+        (b"", 0, Holding.HELD),
+        (b"", 10, Holding.LEFT_OVER),
+        (b"", -10, Holding.LEFT_OVER),
+        (b"\xff\x00 what?", 10, Holding.UNKNOWN),
+        (b"[" * 5000, 4000, Holding.LEFT_OVER),
     ],
 )  # fmt: skip
-def test_it_is_held_or_left_over_or_nobody_knows(
-    storage: Path, line: Any, age_secs: float, is_held: bool, is_leftover: bool
-) -> None:
+def test_it_is_held_or_left_over_or_nobody_knows(storage: Path, line: Any, age_secs: float, holding: Holding) -> None:
     found = state(storage, line, age_secs)
     assert found is not None
-    assert (found.is_held, found.is_leftover) == (is_held, is_leftover), found.text
+    assert found.holding is holding, found.text
     assert found.text.isprintable() and found.size_bytes == (storage / LOCK_NAME).stat().st_size
 
 
 def test_a_special_file_is_told(storage: Path) -> None:
     os.mkfifo(storage / LOCK_NAME)
-    assert looked(storage) == LockState(False, False, "it is not a regular file", 0)
+    assert looked(storage) == LockState(Holding.UNKNOWN, "it is not a regular file", 0)
 
 
 def test_a_lock_that_cannot_be_read_is_told(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +80,7 @@ def test_a_lock_that_cannot_be_read_is_told(storage: Path, monkeypatch: pytest.M
     real = os.open
     monkeypatch.setattr(os, "open", denied)
     found = looked(storage)
-    assert found is not None and not found.is_held and "EACCES" in found.text
+    assert found is not None and found.holding is Holding.UNKNOWN and "EACCES" in found.text
 
 
 def test_what_is_written_is_read(storage: Path) -> None:
@@ -96,4 +94,4 @@ def test_what_is_written_is_read(storage: Path) -> None:
     assert (holder["pid"], holder["host"], holder["command"]) == (os.getpid(), HOST, "prune-size")
     assert holder["age_secs"] < 60
     found = looked(storage)
-    assert found is not None and found.is_held
+    assert found is not None and found.holding is Holding.HELD
