@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple, Optional
 
 from storage_manager.jobs.plan import Keep, Plan
 from storage_manager.store.snapshot import ORPHAN, UNREADABLE, Session, Snapshot
+
+# A guid is lower-case hexadecimal. Of sessions created at the same moment, all sort before this.
+AFTER_EVERY_GUID = "g"
 
 
 class PruneLimits(NamedTuple):
@@ -72,48 +75,37 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
 def plan_purge(snapshot: Snapshot, age_days: float, group: Optional[str], now: datetime) -> Plan:
     """Choose every session and dangling entry whose age is at least `age_days` times 24 hours; 0 chooses all."""
     scope = snapshot.scoped(group)
-    if age_days <= 0:
-        count, dangling = len(scope.sessions), len(scope.dangling)
-    else:
-        newest_victim = _before(now, timedelta(days=min(age_days, timedelta.max.days)))
-        count = _count_until(scope.sessions, newest_victim)
-        dangling = _count_until(scope.dangling, newest_victim)
-    victims = scope.sessions[:count]
-    freed = sum(session.size_bytes for session in victims)
-    usage = scope.usage_bytes
-    rest = scope.sessions[count:]
-    return Plan(
-        victims=victims,
-        swept=scope.dangling[:dangling],
-        reason=f"{age_days:g} days or older" if age_days > 0 else "everything was asked for",
-        kept=[Keep("too_young", f"younger than {age_days:g} days", rest)] if rest else [],
-        current_bytes=usage,
-        planned_bytes=usage - freed,
-        target_bytes=None,
-        causes=_unknown(snapshot),
-    )
+    reason = f"{age_days:g} days or older" if age_days > 0 else "everything was asked for"
+    plan = _plan_by_age(scope.sessions, scope.usage_bytes, age_days, reason, now)
+    return plan._replace(swept=_aged(scope.dangling, age_days, now), causes=_unknown(snapshot))
 
 
 def plan_orphan_purge(snapshot: Snapshot, age_days: float, now: datetime) -> Plan:
     """Choose every orphan that was last modified at least `age_days` times 24 hours ago; never one in flight."""
     orphans = sorted(anomaly.as_session() for anomaly in snapshot.anomalies if anomaly.kind == ORPHAN)
-    count = len(orphans)
-    if age_days > 0:
-        count = _count_until(orphans, _before(now, timedelta(days=min(age_days, timedelta.max.days))))
-    freed = sum(orphan.size_bytes for orphan in orphans[:count])
-    usage = snapshot.usage_bytes
-    rest = orphans[count:]
+    reason = f"an orphan, {age_days:g} days or older" if age_days > 0 else "every orphan was asked for"
+    plan = _plan_by_age(orphans, snapshot.usage_bytes, age_days, reason, now)
+    return plan._replace(are_orphans=True, causes=_unknown(snapshot))
+
+
+def _plan_by_age(sessions: Sequence[Session], usage_bytes: int, age_days: float, reason: str, now: datetime) -> Plan:
+    victims = _aged(sessions, age_days, now)
+    rest = sessions[len(victims) :]
     return Plan(
-        victims=orphans[:count],
+        victims=victims,
         swept=(),
-        reason=f"an orphan, {age_days:g} days or older" if age_days > 0 else "every orphan was asked for",
+        reason=reason,
         kept=[Keep("too_young", f"younger than {age_days:g} days", rest)] if rest else [],
-        current_bytes=usage,
-        planned_bytes=usage - freed,
+        current_bytes=usage_bytes,
+        planned_bytes=usage_bytes - sum(session.size_bytes for session in victims),
         target_bytes=None,
-        causes=_unknown(snapshot),
-        are_orphans=True,
+        causes={},
     )
+
+
+def _aged(sessions: Sequence[Session], age_days: float, now: datetime) -> Sequence[Session]:
+    """The sessions of this age or more; of 0 days, all, even those that are dated in the future."""
+    return sessions[: _count_aged(sessions, now, days=age_days)] if age_days > 0 else sessions
 
 
 def _unknown(snapshot: Snapshot) -> dict[str, int]:
@@ -127,7 +119,7 @@ def _protected(sessions: Sequence[Session], limits: PruneLimits, now: datetime) 
     newest = max(0, total - limits.keep_last)
     young = total
     if limits.min_age_mins > 0:
-        young = _count_until(sessions, _before(now, _minutes(limits.min_age_mins)))
+        young = _count_aged(sessions, now, minutes=limits.min_age_mins)
     first = min(newest, young)
     return first, [
         Keep("keep_last", f"among the newest {limits.keep_last}", sessions[newest:young]),
@@ -141,30 +133,10 @@ def _older_dangling(scope: Snapshot, victims: Sequence[Session]) -> Sequence[Ses
     return scope.dangling[: bisect_left(scope.dangling, victims[-1])]
 
 
-def _count_until(sessions: Sequence[Session], moment: Optional[datetime]) -> int:
-    """How many sessions were created at `moment` or before."""
-    if moment is None:
+def _count_aged(sessions: Sequence[Session], now: datetime, **age: float) -> int:
+    """How many sessions are of this age, as timedelta() takes it, or more."""
+    try:
+        moment = now - timedelta(**age)
+    except OverflowError:  # before the calendar begins
         return 0
-    low, high = 0, len(sessions)
-    while low < high:
-        middle = (low + high) // 2
-        if sessions[middle].created_at <= moment:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-def _minutes(minutes: float) -> timedelta:
-    try:
-        return timedelta(minutes=minutes)
-    except OverflowError:
-        return timedelta.max
-
-
-def _before(now: datetime, age: timedelta) -> Optional[datetime]:
-    """The moment `age` ago, or None when that is before the calendar begins."""
-    try:
-        return now - age
-    except OverflowError:
-        return None
+    return bisect_right(sessions, (moment, AFTER_EVERY_GUID))
