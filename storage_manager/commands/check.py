@@ -17,46 +17,43 @@ from storage_manager.store.snapshot import DANGLING, ORPHAN
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
-    group: Optional[str] = args.adopt_orphans
-    if group is not None and (not group.strip() or printable(group, len(group)) != group):
-        raise UsageError("--adopt-orphans needs the name of a group, without control characters")
+    group = _group(args.adopt_orphans)
     checkup = _look(args, context)
     terms = Terms(context.settings.storage_dir, args.command, args.lock_timeout, args.lock_stale_seconds)
-    adoption = None if group is None else Adoption((), 0)
-    repaired = Repair(0, (), ()) if args.repair else None
-    # Asked before anything is done: where nobody can answer, nothing shall have been done.
+    must_adopt = group is not None and checkup.count(ORPHAN) > 0
     must_repair = args.repair and checkup.is_repairable
-    if must_repair and not (args.yes or confirmed(_warning(checkup, terms.storage_dir), context.clock)):
+    # Asked before anything is done: where nobody can answer, nothing shall have been done.
+    is_cancelled = must_repair and not (args.yes or confirmed(_warning(checkup, terms.storage_dir), context.clock))
+    if is_cancelled:
         context.log.info("storage_manager.repair.cancelled", "cancelled; nothing was removed")
-        must_repair, repaired = False, None
-    has_changed = False
-    if group is not None and checkup.count(ORPHAN):
+        must_repair = False
+    adoption = None if group is None else Adoption((), 0)
+    if group is not None and must_adopt:
         adoption = adopt(terms, group, context.clock, context.log)
-        has_changed = True
+    repaired = Repair(0, (), ()) if args.repair and not is_cancelled else None
     if must_repair:
         repaired = repair(terms, context.clock, context.log)
-        has_changed = True
-    if has_changed:
+    if must_adopt or must_repair:
         checkup = _look(args, context)
-    exit_code = EXIT_OK if checkup.is_clean else EXIT_FAILED
     if args.json:
-        context.out.json(_json(checkup, terms.storage_dir, adoption, repaired, exit_code))
+        context.out.json(_json(checkup, terms.storage_dir, adoption, repaired))
     else:
-        if args.repair and repaired is None:
+        if is_cancelled:
             context.out.line("cancelled; nothing was removed")
         _print(checkup, adoption, repaired, context.out)
-    emit = context.log.info if checkup.is_clean else context.log.warning
-    emit(
-        "storage_manager.check.summary",
-        summary(checkup),
-        kinds={finding.kind: finding.item_count for finding in checkup.findings},
-        session_count=checkup.totals.session_count,
-        usage_bytes=checkup.totals.usage_bytes,
-        suggested_dirs=checkup.totals.suggested_dirs,
-        storage_dir=terms.storage_dir,
-        exit_code=exit_code,
-    )
-    return exit_code
+    _report(checkup, terms.storage_dir, context)
+    return _exit_code(checkup)
+
+
+def _group(text: Optional[str]) -> Optional[str]:
+    """The group for adopted orphans. Raises UsageError."""
+    if text is not None and (not text.strip() or printable(text, len(text)) != text):
+        raise UsageError("--adopt-orphans needs the name of a group, without control characters")
+    return text
+
+
+def _exit_code(checkup: Checkup) -> int:
+    return EXIT_OK if checkup.is_clean else EXIT_FAILED
 
 
 def _look(args: argparse.Namespace, context: Context) -> Checkup:
@@ -102,13 +99,27 @@ def _print(checkup: Checkup, adoption: Optional[Adoption], repaired: Optional[Re
     out.line(summary(checkup))
 
 
+def _report(checkup: Checkup, storage_dir: str, context: Context) -> None:
+    emit = context.log.info if checkup.is_clean else context.log.warning
+    emit(
+        "storage_manager.check.summary",
+        summary(checkup),
+        kinds={finding.kind: finding.item_count for finding in checkup.findings},
+        session_count=checkup.totals.session_count,
+        usage_bytes=checkup.totals.usage_bytes,
+        suggested_dirs=checkup.totals.suggested_dirs,
+        storage_dir=storage_dir,
+        exit_code=_exit_code(checkup),
+    )
+
+
 def _json(
-    checkup: Checkup, storage_dir: str, adoption: Optional[Adoption], repaired: Optional[Repair], exit_code: int
+    checkup: Checkup, storage_dir: str, adoption: Optional[Adoption], repaired: Optional[Repair]
 ) -> dict[str, Any]:
     return {
         "storage_dir": storage_dir,
         "clean": checkup.is_clean,
-        "exit_code": exit_code,
+        "exit_code": _exit_code(checkup),
         "session_count": checkup.totals.session_count,
         "usage_bytes": checkup.totals.usage_bytes,
         "suggested_dirs": list(checkup.totals.suggested_dirs),

@@ -9,11 +9,10 @@ from typing import Any
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StorageManagerError
-from storage_manager.base.log import EventLog
 from storage_manager.base.output import Output
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.plan import Outcome, sentence
-from storage_manager.jobs.prune import Job, dry_run, run
+from storage_manager.jobs.prune import Job
 from storage_manager.store.snapshot import Session
 
 
@@ -34,10 +33,6 @@ def confirmed(warning: str, clock: Clock) -> bool:
     if not answer:
         raise StorageManagerError("there is nobody to answer; use --yes to go on without being asked")
     return answer.strip().lower() in ("yes", "y")
-
-
-def execute(job: Job, only_plan: bool, clock: Clock, log: EventLog) -> Outcome:
-    return (dry_run if only_plan else run)(job, clock, log)
 
 
 def show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, out: Output) -> None:

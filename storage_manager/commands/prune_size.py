@@ -6,9 +6,9 @@ import argparse
 
 from storage_manager.base.errors import UsageError
 from storage_manager.commands import Context
-from storage_manager.commands.outcome import execute, show
+from storage_manager.commands.outcome import show
+from storage_manager.jobs import prune
 from storage_manager.jobs.policy import PruneLimits, plan_prune
-from storage_manager.jobs.prune import Job
 
 NAME = "prune-size"
 
@@ -18,7 +18,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if target_bytes > args.max_mb:
         raise UsageError("--target-mb must not be above --max-mb")
     limits = PruneLimits(args.max_mb, target_bytes, args.min_age_mins, args.keep_last, args.group)
-    job = Job(
+    job = prune.Job(
         kind="prune",
         command=NAME,
         storage_dir=context.settings.storage_dir,
@@ -30,6 +30,6 @@ def run(args: argparse.Namespace, context: Context) -> int:
         lock_stale_secs=args.lock_stale_seconds,
         explain=args.verbose,
     )
-    outcome = execute(job, args.dry_run, context.clock, context.log)
+    outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
     show(outcome, job, args.json, args.verbose, context.out)
     return outcome.exit_code

@@ -8,10 +8,10 @@ from datetime import datetime
 from storage_manager.base.errors import EXIT_OK, UsageError
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
-from storage_manager.commands.outcome import confirmed, execute, show
+from storage_manager.commands.outcome import confirmed, show
+from storage_manager.jobs import prune
 from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import plan_orphan_purge, plan_purge
-from storage_manager.jobs.prune import Job
 from storage_manager.store.snapshot import Snapshot
 
 NAME = "purge"
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
             return plan_orphan_purge(snapshot, args.age_days, now)
         return plan_purge(snapshot, args.age_days, args.group, now)
 
-    job = Job(
+    job = prune.Job(
         kind="purge",
         command=NAME,
         storage_dir=context.settings.storage_dir,
@@ -45,12 +45,12 @@ def run(args: argparse.Namespace, context: Context) -> int:
         else:
             context.out.line("cancelled; nothing was deleted")
         return EXIT_OK
-    outcome = execute(job, args.dry_run, context.clock, context.log)
+    outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
     show(outcome, job, args.json, False, context.out)
     return outcome.exit_code
 
 
-def _warning(job: Job, orphans: bool) -> str:
+def _warning(job: prune.Job, orphans: bool) -> str:
     what = "orphan" if orphans else "session"
     whose = f"every {what}" if job.group is None else f"every {what} of group {printable(job.group, 80)}"
     return f"This deletes {whose} in {printable(job.storage_dir)}."

@@ -26,7 +26,7 @@ from storage_manager.store.snapshot import (
     Anomaly,
     Snapshot,
 )
-from storage_manager.store.survey import EXAMPLES, Findings, take_snapshot
+from storage_manager.store.survey import EXAMPLES, Totals, take_snapshot
 
 LEFTOVER = "leftover"
 LOCK = "lock"
@@ -84,7 +84,7 @@ class Checkup(NamedTuple):
     """A store, looked at."""
 
     findings: list[Finding]
-    totals: Findings
+    totals: Totals
 
     @property
     def is_clean(self) -> bool:

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
 from storage_manager.base.quantity import counted, size
-from storage_manager.store.snapshot import (
-    Session,
-)
+from storage_manager.store.snapshot import Session
 
 
 class Keep(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 from storage_manager.jobs.plan import Keep, Plan
 from storage_manager.store.snapshot import ORPHAN, UNREADABLE, Session, Snapshot
 
-# A guid is lower-case hexadecimal. Of sessions created at the same moment, all sort before this.
+# A guid is hexadecimal in either case: of sessions created at the same moment, all sort before this.
 AFTER_EVERY_GUID = "g"
 
 

@@ -8,14 +8,14 @@ from typing import Optional
 
 from storage_manager.base.errors import LockBusy, StorageManagerError, StoreMissing
 from storage_manager.base.log import EventLog
-from storage_manager.store.survey import Findings
+from storage_manager.store.survey import Totals
 
 
 class Progress:
     """What a run has seen and done so far: it must be known whatever ends the run."""
 
     def __init__(self) -> None:
-        self.findings: Optional[Findings] = None
+        self.findings: Optional[Totals] = None
         self.uncommitted: set[str] = set()
         self.deleted_count = 0
         self.freed_bytes = 0

@@ -23,7 +23,7 @@ EXAMPLES = 5
 SILENCE_SECS = 5.0
 
 
-class Findings(NamedTuple):
+class Totals(NamedTuple):
     """What a look at a store came to, before anything was done about it."""
 
     session_count: int
@@ -78,7 +78,7 @@ class _ReaderPatience(Patience):
         self._clock.check()
 
 
-def take_snapshot(storage_dir: str, clock: Clock, log: EventLog) -> tuple[Snapshot, Findings]:
+def take_snapshot(storage_dir: str, clock: Clock, log: EventLog) -> tuple[Snapshot, Totals]:
     """What is in a store, for a command that only looks. Reports anomalies."""
     with open_store(storage_dir) as store:
         snapshot, reading = survey(store, clock, log)
@@ -87,7 +87,7 @@ def take_snapshot(storage_dir: str, clock: Clock, log: EventLog) -> tuple[Snapsh
     return snapshot, report_findings(snapshot, storage_dir, log)
 
 
-def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> Findings:
+def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> Totals:
     """Events about what is odd in a store: one for each kind of anomaly, and one for a store in the wrong place."""
     names: dict[str, list[str]] = {kind: [] for kind in ANOMALY_KINDS}
     for anomaly in snapshot.anomalies:
@@ -113,7 +113,7 @@ def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> Find
     below = stores_below(storage_dir)[:EXAMPLES] if is_empty else []
     if below:
         report_suspect(storage_dir, below, log)
-    return Findings(len(snapshot.sessions), snapshot.usage_bytes, totals, below)
+    return Totals(len(snapshot.sessions), snapshot.usage_bytes, totals, below)
 
 
 def report_suspect(storage_dir: str, suggested_dirs: Sequence[str], log: EventLog) -> None:

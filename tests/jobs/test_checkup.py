@@ -16,7 +16,7 @@ from storage_manager.jobs.checkup import NOUNS, REMEDIES, Checkup, Finding, chec
 from storage_manager.store.holder import Holding
 from storage_manager.store.names import ASIDE_PREFIX, MOST_PREVIOUS, TMP_NAME, is_commit_file, previous_names
 from storage_manager.store.snapshot import ANOMALY_KINDS, DANGLING, IN_FLIGHT, ORPHAN
-from storage_manager.store.survey import Findings
+from storage_manager.store.survey import Totals
 
 LOG = EventLog(logging.getLogger("checkups"))
 logging.getLogger("checkups").addHandler(logging.NullHandler())
@@ -24,7 +24,7 @@ logging.getLogger("checkups").addHandler(logging.NullHandler())
 
 def found(*kinds: tuple[str, int, bool], suggested: tuple[str, ...] = ()) -> Checkup:
     findings = [Finding(kind, count, 0, [], "", needs_attention) for kind, count, needs_attention in kinds]
-    return Checkup(findings, Findings(2, 2000, {}, suggested))
+    return Checkup(findings, Totals(2, 2000, {}, suggested))
 
 
 def test_every_kind_has_a_noun_and_a_remedy() -> None:
