@@ -17,14 +17,9 @@ from contextlib import suppress
 from typing import Optional, TextIO
 
 from storage_manager import __version__
-from storage_manager.base.clef import (
-    LOGGER_NAME,
-    JsonFormatter,
-    TextFormatter,
-    _encode,
-    _strict,
-)
+from storage_manager.base.clef import LOGGER_NAME, JsonFormatter, TextFormatter
 from storage_manager.base.errors import describe_errno
+from storage_manager.base.strict_json import compact, sayable
 
 LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR,
           "CRITICAL": logging.CRITICAL}  # fmt: skip
@@ -55,17 +50,14 @@ class EventLog:
         constants = {
             "logger": LOGGER_NAME,
             "run_id": self.run_id,
-            "host": _strict(os.uname().nodename),
+            "host": sayable(os.uname().nodename),
             "pid": os.getpid(),
             "version": __version__,
         }
-        self._constants = "," + _encode(constants)[1:-1]  # encoded once, not for each of 50,000 deletions
+        self._constants = "," + compact(constants)[1:-1]  # encoded once, not for each of 50,000 deletions
         for handler in self._logger.handlers:
             if isinstance(handler, StderrHandler):
                 handler.begin_run()
-
-    def debug(self, event: str, message: str, **fields: object) -> None:
-        self._emit(logging.DEBUG, event, message, fields)
 
     def info(self, event: str, message: str, **fields: object) -> None:
         self._emit(logging.INFO, event, message, fields)

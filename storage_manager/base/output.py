@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Any, Optional, TextIO
+
+from storage_manager.base.strict_json import json_text
 
 
 class Output:
@@ -57,22 +58,3 @@ class Output:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
         os.close(null)
-
-
-_encode = json.JSONEncoder(allow_nan=False).encode
-
-
-def json_text(value: Any) -> str:
-    """Strict JSON: no NaN, and lone surrogates (bytes that were not UTF-8) as escaped text."""
-    text = _encode(value)
-    return _encode(_without_surrogates(value)) if "\\ud" in text else text
-
-
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_surrogates(item) for item in value]
-    return value

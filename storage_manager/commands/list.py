@@ -8,7 +8,7 @@ from heapq import merge
 
 from storage_manager.base import quantity
 from storage_manager.base.errors import EXIT_OK
-from storage_manager.base.output import json_text
+from storage_manager.base.strict_json import json_text
 from storage_manager.base.text import printable
 from storage_manager.base.times import utc_text
 from storage_manager.commands import Context

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from storage_manager.base.output import json_text
 from storage_manager.base.process import Process
+from storage_manager.base.strict_json import json_text
 from storage_manager.base.text import printable
 from storage_manager.base.times import parse_time, utc_text
 from storage_manager.loop.heartbeat import STATES, CycleResult, Heartbeat

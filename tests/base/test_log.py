@@ -154,9 +154,9 @@ def test_an_event_without_fields_of_its_own_is_whole(recorder: Recorder) -> None
 
 
 def test_the_levels_have_clefs_names(recorder: Recorder) -> None:
-    for name in ("debug", "info", "warning", "error"):
+    for name in ("info", "warning", "error"):
         getattr(recorder.log, name)("storage_manager.test", name)
-    assert [item["@l"] for item in recorder.events] == ["Debug", "Information", "Warning", "Error"]
+    assert [item["@l"] for item in recorder.events] == ["Information", "Warning", "Error"]
 
 
 def test_a_new_run_has_a_new_identity(recorder: Recorder) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from storage_manager.base.output import Output, json_text
+from storage_manager.base.output import Output
 
 
 class Failing(io.StringIO):
@@ -48,36 +47,6 @@ def test_lines_and_json_values_end_in_a_newline() -> None:
     assert stream.getvalue() == 'one\n{"two": 2}\n'
     assert out.is_open
     assert out.failure is None
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_json_refuses_what_strict_readers_refuse(number: float) -> None:
-    with pytest.raises(ValueError):
-        json_text({"deep": [number]})
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("plain", "plain"),
-        ("größe 😀 \U0010ffff", "größe 😀 \U0010ffff"),
-        ("lone \ud800", "lone \\ud800"),
-        ("byte \udcff", "byte \\udcff"),
-        (["\ud800", {"\udfff": ("\udc80",)}], ["\\ud800", {"\\udfff": ["\\udc80"]}]),
-        ({"n": None, "b": True, "i": 3, "f": 0.5}, {"n": None, "b": True, "i": 3, "f": 0.5}),
-    ],
-)
-def test_json_says_everything_in_ascii_without_lone_surrogates(value: object, expected: object) -> None:
-    text = json_text(value)
-    assert text.isascii() and text.isprintable()
-    assert json.loads(text) == expected
-
-
-@pytest.mark.parametrize("text", ["\x00", "\x1b[31m", "\x7f", "\x9b", "\n\r", "\u2028", "\u202e"])
-def test_json_escapes_every_control_character(text: str) -> None:
-    encoded = json_text(text)
-    assert encoded.isprintable()
-    assert json.loads(encoded) == text
 
 
 def test_what_the_encoding_lacks_is_escaped(tmp_path: Path) -> None:
