@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from storage_manager.base.times import parse_time
 from storage_manager.store.names import is_format, is_guid
@@ -20,15 +20,14 @@ NOT_SEEN = -1
 def entry_visitor(
     take_size: Callable[[str, int], int],
     on_session: Callable[[Session], object],
-    on_missing: Callable[[Session], object],
-    on_corrupt: Callable[[str, str], object],
+    on_other: Callable[[str, Union[Session, str]], object],
     formats: Optional[dict[str, str]] = None,
 ) -> Callable[[str, Any], None]:
     """A function that reads one entry, given its key and value. It never raises, whatever the value is.
 
     `take_size` gives the size of a blob by file name, or its second argument when there is none. An entry
-    that is understood goes to `on_session`, or to `on_missing` without a blob, with size NOT_SEEN; of any
-    other entry `on_corrupt` is told the key and what is wrong. `formats` collects the formats that occur.
+    that is understood and has a blob goes to `on_session`. `on_other` is told the key of any other, and the session
+    without a blob, with size NOT_SEEN, or what is wrong with the entry. `formats` collects the formats that occur.
     Everything is a local name in here: the body runs a million times for a million sessions, and that
     decides what a check costs.
     """
@@ -39,25 +38,25 @@ def entry_visitor(
 
     def visit(key: str, value: Any) -> None:
         if guid_matches(key) is None:
-            on_corrupt(key, "its key is not a UUID")
+            on_other(key, "its key is not a UUID")
             return
         if type(value) is not dict:
-            on_corrupt(key, "it is not an object")
+            on_other(key, "it is not an object")
             return
         find = value.get
         extension = find("format")
         if type(extension) is not str:
-            on_corrupt(key, _BAD_FORMAT)
+            on_other(key, _BAD_FORMAT)
             return
         known = formats.get(extension)
         if known is None:
             if is_format(extension) is None:
-                on_corrupt(key, _BAD_FORMAT)
+                on_other(key, _BAD_FORMAT)
                 return
             known = formats[extension] = extension
         created_at = parse_time(find("created_at"))
         if created_at is None:
-            on_corrupt(key, "it has no usable created_at")
+            on_other(key, "it has no usable created_at")
             return
         group = find("group")
         group = groups.setdefault(group, group) if type(group) is str else None
@@ -69,6 +68,6 @@ def entry_visitor(
         if size >= 0:
             on_session(session)
         else:
-            on_missing(session)
+            on_other(key, session)
 
     return visit

@@ -43,10 +43,8 @@ class Inventory:
         self._odd: dict[str, str | OSError] = {}
         self._sessions: list[Session] = []
         self._formats: dict[str, str] = {}
-        self._missing: dict[str, Session] = {}
-        self._corrupt: dict[str, str] = {}
-        # How many sessions there were when one of those two was found: the order, should a key come again.
-        self._place: dict[str, int] = {}
+        # key -> (how many sessions were found before, the session without a blob or what is wrong with the entry).
+        self._others: dict[str, tuple[int, Session | str]] = {}
         sizes = self._sizes
         type_bits, regular = 0o170000, stat.S_IFREG  # stat.S_ISREG without its call, a million times over
         with failing_as("list", store.path), os.scandir(store.dir_fd) as listing:
@@ -64,24 +62,15 @@ class Inventory:
                     self._odd[item.name] = _file_type(status.st_mode)
 
     def visitor(self) -> Callable[[str, Any], None]:
-        """What takes each member of metadata.json."""
-        return entry_visitor(
-            self._sizes.pop, self._sessions.append, self._add_missing, self._add_corrupt, self._formats
-        )
+        """What takes each member of metadata.json: a session takes its blob out of the listing."""
+        return entry_visitor(self._sizes.pop, self._sessions.append, self._add_other, self._formats)
 
-    def _add_missing(self, session: Session) -> None:
-        self._corrupt.pop(session.guid, None)
-        self._missing[session.guid] = session
-        self._place[session.guid] = len(self._sessions)
-
-    def _add_corrupt(self, key: str, problem: str) -> None:
-        self._missing.pop(key, None)
-        self._corrupt[key] = problem
-        self._place[key] = len(self._sessions)
+    def _add_other(self, key: str, what: Session | str) -> None:
+        self._others[key] = (len(self._sessions), what)
 
     def snapshot(self, now: datetime) -> Snapshot:
         """The result, once every member has been visited. Raises StoreError."""
-        if len(self._formats) > 1 or (self._place and any(session.guid in self._place for session in self._sessions)):
+        if len(self._formats) > 1 or (self._others and any(session.guid in self._others for session in self._sessions)):
             self._settle_repeats()
         anomalies = [
             Anomaly(UNREADABLE, name, 0, describe_errno(what))
@@ -90,27 +79,28 @@ class Inventory:
             for name, what in self._odd.items()
             if is_blob_name(name)
         ]
-        # The guids of entries whose blob is there in some way: they are not dangling.
-        accounted = {anomaly.name[:GUID_LENGTH] for anomaly in anomalies}
-        blobs_of_corrupt = set()
-        for name, size_bytes in self._sizes.items():  # what no entry has taken
+        odd_guids = {anomaly.name[:GUID_LENGTH] for anomaly in anomalies}
+        guids = set()
+        for name, size_bytes in self._sizes.items():  # what no session has taken
             if is_blob_name(name) is None:
                 continue
             guid = name[:GUID_LENGTH]
-            if guid in self._corrupt:
-                anomalies.append(Anomaly(CORRUPT, name, size_bytes, self._corrupt[guid]))
-                blobs_of_corrupt.add(guid)
-            elif guid in self._missing:
-                # An entry whose blob has another extension is not dangling: removing it would orphan the blob.
-                wrong = self._missing[guid].format
-                anomalies.append(Anomaly(CORRUPT, name, size_bytes, f"its entry says the format is {wrong}"))
-                accounted.add(guid)
-            else:
+            if guid not in self._others:
                 anomalies.extend(self._orphan(name, now))
-        anomalies.extend(
-            Anomaly(CORRUPT, key, 0, detail) for key, detail in self._corrupt.items() if key not in blobs_of_corrupt
-        )
-        dangling = [session._replace(size_bytes=0) for guid, session in self._missing.items() if guid not in accounted]
+                continue
+            _, what = self._others[guid]
+            # An entry whose blob has another extension is not dangling: removing it would orphan the blob.
+            detail = what if isinstance(what, str) else f"its entry says the format is {what.format}"
+            anomalies.append(Anomaly(CORRUPT, name, size_bytes, detail))
+            guids.add(guid)
+        dangling = []
+        for key, (_, what) in self._others.items():
+            if key in guids:
+                continue
+            if isinstance(what, str):
+                anomalies.append(Anomaly(CORRUPT, key, 0, what))
+            elif key not in odd_guids:  # otherwise its blob is there in some way
+                dangling.append(what._replace(size_bytes=0))
         self._sessions.sort()
         dangling.sort()
         leftovers = {name: size for name, size in self._sizes.items() if is_commit_file(name)}
@@ -121,23 +111,22 @@ class Inventory:
     def _settle_repeats(self) -> None:
         """As in every JSON reader, the last of several members with one key counts.
 
-        With one format, the first has taken the blob and later ones were found missing. With several, each may have
-        taken a blob of its own; those of the others are given back.
+        A member that a later one overrides may have taken a blob. It is given back, for the one that counts to take.
         """
         last = {session.guid: index for index, session in enumerate(self._sessions)}
         counting = []
         for index, session in enumerate(self._sessions):
-            guid = session.guid
-            if last[guid] == index and self._place.get(guid, 0) <= index:
-                self._missing.pop(guid, None)
-                self._corrupt.pop(guid, None)
+            place, _ = self._others.get(session.guid, (0, ""))
+            if last[session.guid] == index and place <= index:
+                self._others.pop(session.guid, None)
                 counting.append(session)
             else:
                 self._sizes[session.blob_name] = session.size_bytes
-        for guid in self._missing.keys() & last.keys():
-            size_bytes = self._sizes.pop(self._missing[guid].blob_name, None)
-            if size_bytes is not None:
-                counting.append(self._missing.pop(guid)._replace(size_bytes=size_bytes))
+        for guid in self._others.keys() & last.keys():
+            _, what = self._others[guid]
+            if not isinstance(what, str) and what.blob_name in self._sizes:
+                del self._others[guid]
+                counting.append(what._replace(size_bytes=self._sizes.pop(what.blob_name)))
         self._sessions[:] = counting
 
     def _orphan(self, name: str, now: datetime) -> Iterator[Anomaly]:

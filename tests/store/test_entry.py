@@ -36,7 +36,9 @@ def read(key: str, value: Any) -> tuple[Optional[Session], Optional[str]]:
     sessions: list[Session] = []
     problems: list[tuple[str, str]] = []
     visit = entry_visitor(
-        lambda name, default: default, problems.append, sessions.append, lambda *told: problems.append(told)
+        lambda name, default: default,
+        problems.append,
+        lambda key, what: problems.append((key, what)) if isinstance(what, str) else sessions.append(what),
     )
     visit(key, value)
     assert len(sessions) + len(problems) == 1
@@ -354,7 +356,7 @@ def test_a_blob_that_is_there_makes_a_session_and_one_that_is_not_a_missing_one(
     sizes = {f"{GUID}.json": 77}
     found: list[Session] = []
     missing: list[Session] = []
-    visit = entry_visitor(sizes.pop, found.append, missing.append, lambda key, problem: None)
+    visit = entry_visitor(sizes.pop, found.append, lambda key, session: missing.append(session))
     visit(GUID, entry())
     visit(GUID, entry())
     assert [session.size_bytes for session in found] == [77]
@@ -364,7 +366,7 @@ def test_a_blob_that_is_there_makes_a_session_and_one_that_is_not_a_missing_one(
 
 def test_an_empty_blob_is_there() -> None:
     found: list[Session] = []
-    entry_visitor({f"{GUID}.json": 0}.pop, found.append, lambda session: None, lambda key, problem: None)(GUID, entry())
+    entry_visitor({f"{GUID}.json": 0}.pop, found.append, lambda key, what: None)(GUID, entry())
     assert [session.size_bytes for session in found] == [0]
 
 
@@ -375,7 +377,7 @@ def test_no_size_is_asked_for_on_behalf_of_an_entry_that_is_not_understood() -> 
         asked.append(name)
         return default
 
-    visit = entry_visitor(take_size, asked.append, lambda session: None, lambda key, problem: None)
+    visit = entry_visitor(take_size, asked.append, lambda key, what: None)
     for key in BAD_KEYS:
         visit(key, entry())
     for extension in BAD_FORMATS:
