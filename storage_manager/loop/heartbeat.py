@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import NamedTuple, Optional
+from typing import Final, Literal, NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.process import GONE, STOPPED, Process
 from storage_manager.base.times import utc_text
 
-CYCLE = "cycle"
-SLEEPING = "sleeping"
-ENDED = "ended"
-STATES = (CYCLE, SLEEPING, ENDED)
+CYCLE: Final = "cycle"
+SLEEPING: Final = "sleeping"
+ENDED: Final = "ended"
+State = Literal["cycle", "sleeping", "ended"]
 
 # One cycle may fail and the next one make up for it; the grace is for a cycle that takes its time.
 RECENT_INTERVALS = 2
@@ -66,7 +66,7 @@ class Heartbeat(NamedTuple):
     dry_run: bool
     max_failures: Optional[int]
     started_at: datetime
-    state: str
+    state: State
     alive_at: datetime
     """The last sign of progress; while it sleeps, when it fell asleep."""
     cycle_started_at: Optional[datetime]
