@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import binascii
 import logging
 import os
 import re
-import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Optional, TypeVar
 
 from storage_manager.base.log import LEVELS, EventLog
 from storage_manager.base.quantity import BYTES_PER_MB, parse_number, parse_positive, parse_size_bytes
 from storage_manager.base.text import printable
-from storage_manager.seq.server import Secret, SeqServer, _seq_server
+from storage_manager.seq.server import Secret, SeqServer, seq_server
 
 PREFIX_VARIABLE = "STORAGE_MANAGER_ENV_PREFIX"
 DEFAULT_PREFIX = "GOFR_DIG"
@@ -167,7 +167,7 @@ class _Reader:
         if url is None:
             return None
         try:
-            server = _seq_server(url)
+            server = seq_server(url)
         except ValueError as error:
             # What is wrong with it may be where its password is: it is not shown.
             self._fall_back(f"{self.prefix}_SEQ_URL", repr(Secret(url)), "no shipping", str(error))
@@ -183,7 +183,7 @@ class _Reader:
     def heartbeat_file(self, storage_dir: str) -> str:
         """A name of its own for each user and store, which `health` finds again."""
         directory = self._environ.get("TMPDIR", "")
-        checksum = zlib.crc32(absolute(storage_dir).encode("utf-8", "surrogatepass"))
+        checksum = binascii.crc32(absolute(storage_dir).encode("utf-8", "surrogatepass"))
         name = f"storage_manager-{os.geteuid()}-{checksum:08x}.heartbeat"
         return os.path.join(directory if os.path.isabs(directory) else "/tmp", name)
 

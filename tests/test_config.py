@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 from typing import Any, Optional
 
 import pytest
@@ -357,6 +361,13 @@ def test_a_key_that_no_header_can_carry_is_left_out_and_not_shown(key: str) -> N
 
 
 # --- What the loop tells of itself
+
+
+def test_every_version_finds_the_same_heartbeat_file_with_zlib_and_without() -> None:
+    name = f"/tmp/storage_manager-{os.geteuid()}-CRC.heartbeat"
+    assert settings("/srv/one").heartbeat_file == name.replace("CRC", f"{zlib.crc32(b'/srv/one'):08x}")
+    without = "import sys; sys.modules['zlib'] = None; import storage_manager.config"
+    subprocess.run([sys.executable, "-c", without], check=True, cwd=Path(__file__).parent.parent)
 
 
 def test_each_store_has_a_heartbeat_file_of_its_own_in_the_temporary_directory() -> None:

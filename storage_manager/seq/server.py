@@ -28,7 +28,7 @@ class SeqServer(NamedTuple):
     api_key: Optional[Secret]
 
 
-def _seq_server(text: str) -> SeqServer:
+def seq_server(text: str) -> SeqServer:
     """Raises ValueError, which names no part of the text that may be secret."""
     from urllib.parse import unquote, urlsplit  # few runs need it
 
