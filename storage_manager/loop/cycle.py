@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
+from storage_manager.base.clock import Clock
 from storage_manager.base.errors import EXIT_OK
 from storage_manager.base.text import printable
 from storage_manager.config import Settings
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop.heartbeat import CycleResult
-from storage_manager.loop.metrics import Sighting
 from storage_manager.store.snapshot import DANGLING
+from storage_manager.store.survey import Findings
 
 
 class Ending(NamedTuple):
@@ -24,19 +25,18 @@ class Ending(NamedTuple):
     """A signal cut it short: neither a success nor a failure."""
 
 
-def sighting(progress: Progress) -> Optional[Sighting]:
-    """The store as the cycle left it: what it found, less what it removed."""
-    findings = progress.findings
-    if findings is None:
+def left_behind(progress: Progress) -> Optional[Findings]:
+    """The store as the cycle left it: what it found, less what it removed. None: it could not look."""
+    found = progress.findings
+    if found is None:
         return None
-    totals = dict(findings.anomaly_totals)
+    totals = dict(found.anomaly_totals)
     count, size_bytes = totals.get(DANGLING, (0, 0))
     totals[DANGLING] = (max(0, count - progress.swept_count), size_bytes)
-    return Sighting(
-        usage_bytes=max(0, findings.usage_bytes - progress.gone_bytes),
-        session_count=max(0, findings.session_count - progress.gone_count),
+    return found._replace(
+        usage_bytes=max(0, found.usage_bytes - progress.gone_bytes),
+        session_count=max(0, found.session_count - progress.gone_count),
         anomaly_totals=totals,
-        misplaced=bool(findings.suggested_dirs),
     )
 
 
@@ -44,32 +44,31 @@ def result(
     settings: Settings,
     ending: Ending,
     progress: Progress,
-    seen: Optional[Sighting],
+    left: Optional[Findings],
     ended_at: datetime,
     duration_secs: float,
 ) -> CycleResult:
-    findings = progress.findings
-    totals = {} if seen is None else seen.anomaly_totals
+    totals = {} if left is None else left.anomaly_totals
     return CycleResult(
         ended_at=ended_at,
         exit_code=ending.exit_code,
         sentence=printable(ending.sentence, 1000),
         duration_secs=round(duration_secs, 3),
-        usage_bytes=None if seen is None else seen.usage_bytes,
+        usage_bytes=None if left is None else left.usage_bytes,
         limit_bytes=settings.max_storage_bytes,
-        session_count=None if seen is None else seen.session_count,
+        session_count=None if left is None else left.session_count,
         deleted_count=progress.deleted_count,
         freed_bytes=progress.freed_bytes,
         anomalies={kind: count for kind, (count, _) in totals.items() if count},
-        suggested_dirs=() if findings is None else tuple(printable(path, 4096) for path in findings.suggested_dirs),
+        suggested_dirs=() if left is None else tuple(printable(path, 4096) for path in left.suggested_dirs),
     )
 
 
-def summary(settings: Settings, ending: Ending, seen: Optional[Sighting]) -> str:
-    if seen is None or ending.exit_code != EXIT_OK:
-        return f"the cycle ended with exit code {ending.exit_code}: {ending.sentence}"
-    held = f"{quantity.size(seen.usage_bytes)} of {quantity.size(settings.max_storage_bytes)}"
-    return f"{held} in {quantity.counted(seen.session_count, 'session')}; {ending.sentence}"
+def summary(done: CycleResult) -> str:
+    if done.usage_bytes is None or done.session_count is None or done.exit_code != EXIT_OK:
+        return f"the cycle ended with exit code {done.exit_code}: {done.sentence}"
+    held = f"{quantity.size(done.usage_bytes)} of {quantity.size(done.limit_bytes)}"
+    return f"{held} in {quantity.counted(done.session_count, 'session')}; {done.sentence}"
 
 
 # However short the interval and however long the cycle, other processes get a turn.
@@ -90,3 +89,8 @@ def wake_up_at(now: datetime, secs: float) -> datetime:
         return now + timedelta(seconds=secs)
     except OverflowError:
         return datetime.max
+
+
+def elapsed_secs(clock: Clock, since: float) -> float:
+    """By the monotonic clock; one that goes back makes things due rather than never."""
+    return abs(clock.monotonic() - since)

@@ -7,12 +7,13 @@ loops together.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 from storage_manager import __version__
 from storage_manager.base.errors import EXIT_LOCK_BUSY, EXIT_OK
 from storage_manager.store.snapshot import ANOMALY_KINDS
+from storage_manager.store.survey import Findings
 
 PREFIX = "storage_manager_"
 GAUGE = "gauge"
@@ -57,16 +58,6 @@ Values = dict[tuple[str, str], float]
 """(name without prefix, value of the metric's own label or "") -> value."""
 
 
-class Sighting(NamedTuple):
-    """What a cycle left in the store, as far as it could look."""
-
-    usage_bytes: int
-    session_count: int
-    anomaly_totals: Mapping[str, tuple[int, int]]
-    """kind -> (count, bytes)."""
-    misplaced: bool
-
-
 class Metrics:
     """The values of one store's series. Counters only grow; what no cycle has measured yet is absent."""
 
@@ -85,12 +76,13 @@ class Metrics:
         self._add("deleted_sessions_total", count)
         self._add("freed_bytes_total", size_bytes)
 
-    def sight(self, sighting: Sighting) -> None:
-        self._set("usage_bytes", sighting.usage_bytes)
-        self._set("sessions", sighting.session_count)
-        self._set("misplaced", int(sighting.misplaced))
+    def sight(self, left: Findings) -> None:
+        """What a cycle left in the store."""
+        self._set("usage_bytes", left.usage_bytes)
+        self._set("sessions", left.session_count)
+        self._set("misplaced", bool(left.suggested_dirs))
         for kind in ANOMALY_KINDS:
-            count, size_bytes = sighting.anomaly_totals.get(kind, (0, 0))
+            count, size_bytes = left.anomaly_totals.get(kind, (0, 0))
             self._values[("anomalies", kind)] = count
             self._values[("anomaly_bytes", kind)] = size_bytes
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
+from storage_manager.base.clock import Clock
 from storage_manager.base.text import printable
+from storage_manager.loop.cycle import SHORTEST_SLEEP_SECS, elapsed_secs
 
 # systemd shows the status in one line.
 LONGEST_STATUS = 300
+
+# systemd wants half of WatchdogSec= at most; half of that again leaves room for a slow step.
+WATCHDOG_FRACTION = 4
 READY = "READY=1"
 STOPPING = "STOPPING=1"
 WATCHDOG = "WATCHDOG=1"
@@ -26,3 +33,23 @@ def notify(address: str, *lines: str) -> None:
         channel.sendto(
             "\n".join(lines).encode("utf-8", "backslashreplace"), b"\0" + path[1:] if path[:1] == b"@" else path
         )
+
+
+class Watchdog:
+    """Says when a service manager that restarts what is silent for `secs` is to be told again; None: there is none."""
+
+    def __init__(self, secs: Optional[float], clock: Clock) -> None:
+        self._every_secs = None if secs is None else secs / WATCHDOG_FRACTION
+        self._clock = clock
+        self._asked_at = clock.monotonic()
+
+    @property
+    def nap_secs(self) -> Optional[float]:
+        return None if self._every_secs is None else max(SHORTEST_SLEEP_SECS, self._every_secs)
+
+    def is_due(self) -> bool:
+        """True once for each part of the time."""
+        if self._every_secs is None or elapsed_secs(self._clock, self._asked_at) < self._every_secs:
+            return False
+        self._asked_at = self._clock.monotonic()
+        return True

@@ -19,7 +19,7 @@ from stores import blobs, events, make_store
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.config import Fallback, Settings
-from storage_manager.loop import housekeeper, status
+from storage_manager.loop import housekeeper, outlets
 from storage_manager.loop.heartbeat_json import decode
 from storage_manager.loop.notify import STOPPING, WATCHDOG
 from storage_manager.store.snapshot import Snapshot
@@ -59,7 +59,7 @@ class Loop:
     def __init__(self, log_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path = log_path
         self.sent: list[str] = []
-        monkeypatch.setattr(status, "notify", lambda address, *lines: self.sent.extend(lines))
+        monkeypatch.setattr(outlets, "notify", lambda address, *lines: self.sent.extend(lines))
 
     def run(self, load: Load, clock: Clock, **options: Any) -> list[dict[str, Any]]:
         with open(self._path, "w") as stream:
@@ -151,7 +151,7 @@ def test_a_long_cycle_shows_that_it_is_alive(storage: Path, told: Loop, monkeypa
     clock = Timed()
     slow_deletions(monkeypatch, clock, 1.0)
     written: list[datetime] = []
-    real = status.replace_file
+    real = outlets.replace_file
 
     def replace_file(path: str, data: bytes) -> None:
         real(path, data)
@@ -159,7 +159,7 @@ def test_a_long_cycle_shows_that_it_is_alive(storage: Path, told: Loop, monkeypa
         if beat.state == "cycle":
             written.append(beat.alive_at)
 
-    monkeypatch.setattr(status, "replace_file", replace_file)
+    monkeypatch.setattr(outlets, "replace_file", replace_file)
     told.run(lambda: settings_for(storage, MAX_STORAGE_MB="10B"), clock)
     pauses = [(after - before).total_seconds() for before, after in zip(written, written[1:])]
     assert len(pauses) == 10 and set(pauses) == {5.0}
@@ -206,14 +206,14 @@ def test_a_disk_that_fills_up_and_empties_is_told_at_each_change(
     settings, _ = settings_for(storage)
     weather = iter([0, errno.ENOSPC, errno.ENOSPC, errno.EROFS, 0, errno.ENOSPC])
     number = 0
-    real = status.replace_file
+    real = outlets.replace_file
 
     def replace_file(path: str, data: bytes) -> None:
         if number:
             raise OSError(number, os.strerror(number))
         real(path, data)
 
-    monkeypatch.setattr(status, "replace_file", replace_file)
+    monkeypatch.setattr(outlets, "replace_file", replace_file)
 
     def load() -> tuple[Settings, list[Fallback]]:
         nonlocal number
@@ -233,8 +233,8 @@ def test_a_fault_of_ours_in_telling_does_not_end_the_loop(
     def broken(*arguments: object) -> None:
         raise RuntimeError("no words")
 
-    monkeypatch.setattr(status, "replace_file", broken)
-    monkeypatch.setattr(status, "notify", broken)
+    monkeypatch.setattr(outlets, "replace_file", broken)
+    monkeypatch.setattr(outlets, "notify", broken)
     settings, _ = settings_for(storage)
     found = told.run(lambda: (settings._replace(notify_socket="/s", watchdog_secs=60.0), []), SteppedClock(500))
     assert told.exit_code == 0

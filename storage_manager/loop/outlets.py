@@ -1,0 +1,99 @@
+"""Where the loop tells of itself: two files, and the service manager's socket.
+
+Guarantees: nothing in here raises, and what fails is told once, not at each turn. Not guaranteed: speed on a file
+system that hangs; keep the files on a local one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Optional, TypeVar
+
+from storage_manager.base.errors import describe_errno, errno_name
+from storage_manager.base.log import EventLog, log_files
+from storage_manager.base.text import printable
+from storage_manager.config import Fallback, Settings
+from storage_manager.loop.notify import notify
+from storage_manager.loop.status_file import read_file, refusal, replace_file
+
+# The files, by what names them in the environment.
+HEARTBEAT = "HOUSEKEEPER_HEARTBEAT_FILE"
+METRICS = "METRICS_FILE"
+Content = TypeVar("Content")
+
+
+class Outlets:
+    """The files and the socket that the first settings name."""
+
+    def __init__(self, settings: Settings, log: EventLog) -> None:
+        self._settings = settings
+        self._log = log
+        self._files: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
+        """file -> what was wrong with it the last time."""
+        self.are_closed = False
+        """True: the files belong to somebody else. The service manager is told all the same."""
+
+    def choose_files(self, storage_dir: str) -> list[Fallback]:
+        """Use no file that could be a part of the store, or belong to another setting. Returns the refused ones."""
+        first, self._files, refused = self._settings, {}, []
+        # The log goes first: a file that is replaced would take all its lines with it.
+        taken = [] if first.log_file is None else log_files(first.log_file)
+        named = ((HEARTBEAT, first.heartbeat_file, "no heartbeat"), (METRICS, first.metrics_file, "no metrics"))
+        for name, path, instead in named:
+            if path is None:
+                continue
+            reason = refusal(path, storage_dir, taken)
+            taken = [*taken, path]
+            if reason is None:
+                self._files[name] = path
+            else:
+                refused.append(Fallback(f"{first.prefix}_{name}", printable(path, 80), instead, reason))
+        return refused
+
+    def write(self, name: str, content: Callable[[], bytes]) -> None:
+        path = self._path(name)
+        if path is not None:
+            self._attempt("replace", path, lambda: replace_file(path, content()))
+
+    def read(self, name: str, most_bytes: int, parse: Callable[[bytes], Content]) -> Optional[Content]:
+        """None for a file that is not there, or cannot be used; then there was an event."""
+        path = self._path(name)
+
+        def content(path: str) -> Optional[Content]:
+            try:
+                return parse(read_file(path, most_bytes))
+            except FileNotFoundError:
+                return None
+
+        return None if path is None else self._attempt("read", path, lambda: content(path))
+
+    def tell(self, *lines: str) -> None:
+        address = self._settings.notify_socket
+        if address is not None:
+            self._attempt("notify", address, lambda: notify(address, *lines))
+
+    def _path(self, name: str) -> Optional[str]:
+        return None if self.are_closed else self._files.get(name)
+
+    def _attempt(self, verb: str, file: str, action: Callable[[], Optional[Content]]) -> Optional[Content]:
+        """Do what may fail; an event when it fails in another way than the last time."""
+        number = None
+        try:
+            done = action()
+        except OSError as error:
+            problem, number = describe_errno(error), errno_name(error.errno)
+        except Exception as error:  # noqa: BLE001  # telling of the loop must never end it
+            problem = str(error) or type(error).__name__
+        else:
+            self._problems.pop(file, None)
+            return done
+        if self._problems.get(file) != problem:
+            self._problems[file] = problem
+            self._log.warning(
+                "housekeeper.status_failed",
+                f"cannot {verb} {file}: {problem}; the loop goes on",
+                file=file,
+                errno=number,
+            )
+        return None
