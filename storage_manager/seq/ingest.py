@@ -18,9 +18,8 @@ import re
 import socket
 import ssl
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
+from contextlib import closing
 from typing import Any, Optional
 
 from storage_manager import __version__
@@ -47,11 +46,17 @@ class Ingest:
     """The ingestion endpoint of one server."""
 
     def __init__(self, server: SeqServer) -> None:
-        self._url = f"{server.url}/ingest/clef"
+        url = urllib.parse.urlsplit(server.url)
+        self._is_tls = url.scheme == "https"
+        self._context: Optional[ssl.SSLContext] = None
+        self._host = urllib.parse.unquote(url.hostname or "")  # an IPv6 zone is written with %25
+        self._port = (443 if self._is_tls else 80) if url.port is None else url.port
+        self._path = f"{url.path}/ingest/clef"
         self._headers = {
             "Content-Type": "application/vnd.serilog.clef",
             "Accept": "application/json",
             "User-Agent": f"storage_manager/{__version__}",
+            "Connection": "close",
         }
         secrets = []
         if server.api_key is not None:
@@ -65,13 +70,6 @@ class Ingest:
         forms = {form for secret in secrets for form in (secret, urllib.parse.quote(secret, safe="")) if form}
         # The longest first: one may be a part of another.
         self._secrets = re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True))) or "(?!)", re.I)
-        # No handler of redirects, or of proxies that the environment names: the key goes to the host of the URL. No
-        # handler of error statuses: every answer comes back as it is. One opener for all: it is a cycle of references,
-        # which nobody collects during a long sleep of the loop.
-        self._https = _Https()
-        self._opener = urllib.request.OpenerDirector()
-        self._opener.add_handler(_Http())
-        self._opener.add_handler(self._https)
 
     def post(self, body: bytes, timeout_secs: float) -> Answer:
         """Send `body`; what came of it."""
@@ -81,17 +79,26 @@ class Ingest:
         except Exception as error:  # noqa: BLE001
             answer = Answer(Verdict.UNAVAILABLE, _explained(error))
         if answer.verdict is not Verdict.ACCEPTED:
-            self._https.context = None  # the system's certificates may have been mended by the next time
+            self._context = None  # the system's certificates may have been mended by the next time
         return answer._replace(reason=self._shown(answer.reason))
 
     def _post(self, body: bytes, timeout_secs: float) -> Answer:
-        request = urllib.request.Request(self._url, body, self._headers, method="POST")
-        with self._opener.open(request, timeout=timeout_secs) as response:
-            try:
-                content: Optional[bytes] = response.read(BODY_BYTES)
-            except Exception:  # noqa: BLE001  # as above; the status has been read, and it counts
-                content = None
-            return _judged(response.status, response.headers, content)
+        # Follows no redirect and asks no proxy that the environment names: the key goes to the host of the URL.
+        with closing(self._connection(timeout_secs)) as connection:
+            connection.request("POST", self._path, body, self._headers)
+            with connection.getresponse() as response:
+                try:
+                    content: Optional[bytes] = response.read(BODY_BYTES)
+                except Exception:  # noqa: BLE001  # as above; the status has been read, and it counts
+                    content = None
+                return _judged(response.status, response.headers, content)
+
+    def _connection(self, timeout_secs: float) -> _Connection:
+        if not self._is_tls:
+            return _Connection(self._host, self._port, timeout=timeout_secs)
+        if self._context is None:
+            self._context = ssl.create_default_context()
+        return _TlsConnection(self._host, self._port, timeout=timeout_secs, context=self._context)
 
     def _shown(self, text: str) -> str:
         """A server may repeat the very key that it refuses."""
@@ -101,13 +108,13 @@ class Ingest:
 def _judged(status: int, headers: http.client.HTTPMessage, content: Optional[bytes]) -> Answer:
     """`content` is None if it could not be read."""
     said = _object(content)
-    if status == 201:  # the server has them, whatever else it says: sending again would double them
-        return Answer(Verdict.ACCEPTED, "", status, minimum_level=_minimum_level(said))
+    # With a 201 the server has them, whatever else it says: sending again would double them.
+    if status == 201 or (200 <= status < 300 and said is not None):
+        return Answer(Verdict.ACCEPTED, "", status, minimum_level=_text(said, "MinimumLevelAccepted"))
     if 200 <= status < 300:
-        if content and said is None:
-            return Answer(Verdict.MISDIRECTED, f"it answers HTTP {status} and something that Seq does not say", status)
-        return Answer(Verdict.ACCEPTED, "", status, minimum_level=_minimum_level(said))
-    reason = f"HTTP {status}" + _error_text(said)
+        return Answer(Verdict.MISDIRECTED, f"it answers HTTP {status} and something that Seq does not say", status)
+    error = _text(said, "Error")
+    reason = f"HTTP {status}: {error}" if error else f"HTTP {status}"
     if status in (400, 413):
         return Answer(Verdict.REFUSED, reason, status)
     if status in (401, 403):
@@ -127,14 +134,9 @@ def _object(content: Optional[bytes]) -> Optional[dict[str, Any]]:
     return said if isinstance(said, dict) else None
 
 
-def _minimum_level(said: Optional[dict[str, Any]]) -> Optional[str]:
-    level = (said or {}).get("MinimumLevelAccepted")
-    return level if isinstance(level, str) else None
-
-
-def _error_text(said: Optional[dict[str, Any]]) -> str:
-    text = (said or {}).get("Error")
-    return f": {text}" if isinstance(text, str) and text else ""
+def _text(said: Optional[dict[str, Any]], name: str) -> Optional[str]:
+    text = (said or {}).get(name)
+    return text if isinstance(text, str) else None
 
 
 def _retry_after_secs(text: str) -> Optional[float]:
@@ -158,8 +160,6 @@ def _target_text(location: str) -> str:
 
 
 def _explained(error: BaseException) -> str:
-    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
-        error = error.reason
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
@@ -229,24 +229,6 @@ class _Connection(http.client.HTTPConnection):
 
 class _TlsConnection(_Connection, http.client.HTTPSConnection):
     pass
-
-
-class _Http(urllib.request.AbstractHTTPHandler):
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Connection, request)
-
-    http_request = urllib.request.AbstractHTTPHandler.do_request_
-
-
-class _Https(urllib.request.AbstractHTTPHandler):
-    context: Optional[ssl.SSLContext] = None
-
-    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        if self.context is None:
-            self.context = ssl.create_default_context()
-        return self.do_open(_TlsConnection, request, context=self.context)
-
-    https_request = urllib.request.AbstractHTTPHandler.do_request_
 
 
 def _allow_until(deadline: float, sock: socket.socket) -> None:
