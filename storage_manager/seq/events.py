@@ -59,23 +59,21 @@ class SeqEvents:
 
     def dropped(self, count: int) -> None:
         """The oldest went, because there was no room."""
-        self._log.warning(
-            "storage_manager.seq.dropped",
-            f"{quantity.counted(count, 'event')} for {self._server.url} had to go: more came than it took",
-            seq_url=self._server.url,
-            dropped_count=count,
-            reason="queue_full",
-        )
+        self._lost(count, "queue_full", f"for {self._server.url} had to go: more came than it took")
 
     def left_behind(self, count: int) -> None:
         """The process ends, and its queue with it."""
-        self._log.warning(
-            "storage_manager.seq.dropped",
-            f"{quantity.counted(count, 'event')} had not reached {self._server.url} when the process ended",
-            seq_url=self._server.url,
-            dropped_count=count,
-            reason="exit",
-        )
+        self._lost(count, "exit", f"had not reached {self._server.url} when the process ended")
+
+    def _lost(self, count: int, reason: str, what: str) -> None:
+        if count:
+            self._log.warning(
+                "storage_manager.seq.dropped",
+                f"{quantity.counted(count, 'event')} {what}",
+                seq_url=self._server.url,
+                dropped_count=count,
+                reason=reason,
+            )
 
     def _what_to_do(self, answer: Answer) -> str:
         url, variable = self._server.url, f"{self._prefix}_SEQ_URL"

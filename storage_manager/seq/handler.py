@@ -22,7 +22,7 @@ from storage_manager.base.clef import JsonFormatter
 from storage_manager.base.errors import Interrupted
 from storage_manager.base.log import EventLog
 from storage_manager.seq.backlog import Backlog
-from storage_manager.seq.delivery import Answer, Delivery, Verdict, deliver
+from storage_manager.seq.delivery import Answer, Verdict, deliver
 from storage_manager.seq.events import SeqEvents
 from storage_manager.seq.server import SeqServer
 
@@ -147,9 +147,8 @@ class SeqHandler(logging.Handler):
             pass
         with self._changed:
             left_count = len(self._backlog) + self._in_flight_count
-        self._tell_drops()
-        if left_count:
-            self._events.left_behind(left_count)
+        self._events.dropped(self._take_drops())
+        self._events.left_behind(left_count)
         super().close()
 
     def _flush(self) -> None:
@@ -184,20 +183,26 @@ class SeqHandler(logging.Handler):
             self._wait_for_batch()
             lines = self._backlog.take()
             self._in_flight_count = len(lines)
+        if not lines:
+            return False
         left = lines
         try:
-            delivery = deliver(lines, self._post) if lines else None
-            left = delivery.left if delivery else []
+            delivery = deliver(lines, self._post)
+            left = delivery.left
         finally:
             with self._changed:
                 self._backlog.give_back(left)
                 self._in_flight_count = 0
-        if delivery is None:
-            return not self._closing
-        return self._settle(delivery)
+        if delivery.accepted is not None:
+            self._want_level(delivery.accepted.minimum_level)
+            self._recover()
+        self._events.rejected(delivery.rejected, delivery.rejected_reason)
+        if left:
+            self._fail(delivery.answer)
+        return not (left and self._closing)
 
     def _wait_for_batch(self) -> None:
-        """Return when there is something to ship and its time has come, or when closing."""
+        """Return when there is something to ship and its time has come, or when closing, with whatever there is."""
         gathered_at: Optional[float] = None
         while not self._closing:
             now = time.monotonic()
@@ -221,21 +226,11 @@ class SeqHandler(logging.Handler):
             self._ingest = Ingest(self._server)
         return self._ingest.post(b"\n".join(lines) + b"\n", secs)
 
-    def _settle(self, delivery: Delivery) -> bool:
-        if delivery.accepted is not None:
-            self._want_level(delivery.accepted.minimum_level)
-            self._recover()
-        self._events.rejected(delivery.rejected, delivery.rejected_reason)
-        if delivery.left:
-            self._fail(delivery.answer)
-            return not self._closing
-        return True
-
     def _recover(self) -> None:
         if self._told:
             self._events.recovered(time.monotonic() - self._down_since, self._take_drops())
         elif time.monotonic() >= self._drops_told_at + DROPS_EVERY_SECS:
-            self._tell_drops()
+            self._events.dropped(self._take_drops())
         self._told.clear()
         self._failures = 0
         self._retry_at = 0.0
@@ -251,11 +246,6 @@ class SeqHandler(logging.Handler):
         if answer.verdict not in self._told and not passing:
             self._told.add(answer.verdict)
             self._events.failed(answer)
-
-    def _tell_drops(self) -> None:
-        dropped_count = self._take_drops()
-        if dropped_count:
-            self._events.dropped(dropped_count)
 
     def _take_drops(self) -> int:
         """How many had to go that nobody has told of; whoever asks tells."""
