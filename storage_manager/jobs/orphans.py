@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Optional
 
 from storage_manager.base.clock import Clock, Patience
-from storage_manager.base.errors import StoreError
 from storage_manager.base.times import from_timestamp
 from storage_manager.store.directory import Store
 from storage_manager.store.document import Document, parse
@@ -59,21 +57,13 @@ class OrphanGuard:
         if not isinstance(extension, str) or not is_format(extension):
             return False
         name = f"{guid}.{extension}"
-        return name not in self._orphans and self._status_of(name) is not None
+        return name not in self._orphans and self._store.status(name) is not None
 
     def _is_untouched(self, orphan: Session) -> bool:
-        status = self._status_of(orphan.blob_name)
+        status = self._store.status(orphan.blob_name)
         if status is None:
             return True  # whoever deletes it finds out
         return (from_timestamp(status.st_mtime), status.st_size) == (orphan.created_at, orphan.size_bytes)
-
-    def _status_of(self, name: str) -> Optional[os.stat_result]:
-        try:
-            return os.stat(name, dir_fd=self._store.dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError("examine", self._store.file(name), error) from error
 
 
 class Adoptable(NamedTuple):

@@ -183,7 +183,7 @@ def _carry_out(
 def _delete(job: Job, session: Session, plan: Plan, store: Store, log: EventLog, progress: Progress) -> None:
     name = session.blob_name
     try:
-        existed = store.remove_blob(name)
+        existed = store.unlink(name)
     except OSError as error:
         if error.errno == EROFS:
             raise StoreError("delete", store.file(name), error) from error

@@ -16,7 +16,7 @@ from storage_manager.base.log import EventLog
 from storage_manager.base.times import from_timestamp, utc_text
 from storage_manager.jobs.orphans import Missed, adoptable, entries_text, missed
 from storage_manager.jobs.progress import Progress, reporting
-from storage_manager.store.aside import open_previous, unlink_previous
+from storage_manager.store.aside import open_previous
 from storage_manager.store.directory import Store
 from storage_manager.store.document import parse
 from storage_manager.store.edit import Removal
@@ -109,7 +109,7 @@ def _adopt(terms: Terms, group: str, changing: Transaction, log: EventLog) -> Ad
 
 def _status_of(store: Store, blob: Session) -> os.stat_result:
     with failing_as("examine", store.file(blob.blob_name)):
-        return os.stat(blob.blob_name, dir_fd=store.dir_fd, follow_symlinks=False)
+        return store.stat(blob.blob_name)
 
 
 class Repair(NamedTuple):
@@ -142,7 +142,7 @@ def _repair(terms: Terms, changing: Transaction, clock: Clock, log: EventLog) ->
     for name in snapshot.torn:
         (kept if _may_tell(changing.store, name, blobs, clock.now()) else removed).append(name)
     for name in removed:
-        unlink_previous(changing.store, name)
+        changing.store.remove(name)
         log.info("storage_manager.repair.removed", f"removed {changing.store.file(name)}", file=name)
     log.info(
         "storage_manager.repair.summary",

@@ -12,7 +12,7 @@ from typing import Optional
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StorageManagerError, StoreError, failing_as
 from storage_manager.base.log import EventLog
-from storage_manager.store.directory import Store
+from storage_manager.store.directory import CREATE, Store, close, write_all
 from storage_manager.store.names import ASIDE_PREFIX, METADATA_NAME, MOST_PREVIOUS, PREV_NAME, previous_names
 
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
@@ -26,7 +26,7 @@ def link_previous(store: Store, most: int) -> Optional[str]:
     """
     for name in previous_names(most):
         try:
-            _link(store, METADATA_NAME, name)
+            store.link(METADATA_NAME, name)
         except FileExistsError:
             continue
         except OSError as error:
@@ -43,20 +43,19 @@ def link_previous(store: Store, most: int) -> Optional[str]:
 def unlink_previous(store: Store, name: Optional[str]) -> None:
     """Give a second name up; None, and one that is gone, are no error. Raises StoreError."""
     if name is not None:
-        with failing_as("remove", store.file(name)), suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=store.dir_fd)
+        store.remove(name)
 
 
 def open_previous(store: Store, name: str) -> int:
     """Raises StoreError."""
     with failing_as("open", store.file(name)):
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+        return store.open(name)
 
 
 def restore_metadata(store: Store, log: EventLog, name: str) -> None:
     """Where metadata.json is missing, the previous file becomes it. Raises StoreError."""
     with failing_as("restore", store.file(METADATA_NAME)):
-        _link(store, name, METADATA_NAME)
+        store.link(name, METADATA_NAME)
     log.warning(
         "storage_manager.recovered",
         f"{store.file(METADATA_NAME)} was missing; it is restored from {name}, which a run that died left",
@@ -69,7 +68,7 @@ def move_aside(store: Store, clock: Clock, log: EventLog, name: str) -> None:
     """Keep a torn file under a name that nobody waits for. Raises StoreError."""
     aside = _aside_name(clock)
     with failing_as("rename", store.file(name)):
-        os.rename(name, aside, src_dir_fd=store.dir_fd, dst_dir_fd=store.dir_fd)
+        store.rename(name, aside)
     _report_aside(store, log, aside)
 
 
@@ -78,34 +77,25 @@ def copy_aside(store: Store, clock: Clock, log: EventLog, fd: int) -> None:
     aside = _aside_name(clock)
     with failing_as("write", store.file(aside)):
         try:
-            target = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=store.dir_fd)
+            target = store.open(aside, CREATE)
             try:
                 _copy(fd, target)
                 os.fsync(target)
                 os.fsync(store.dir_fd)
             finally:
-                with suppress(OSError):  # what was written has been synced, or is given up
-                    os.close(target)
+                close(target)
         except OSError:
             with suppress(OSError):  # half a copy is worth nothing
-                os.unlink(aside, dir_fd=store.dir_fd)
+                store.unlink(aside)
             raise
     _report_aside(store, log, aside)
 
 
 def _copy(source: int, target: int) -> None:
     offset = 0
-    while True:
-        data = os.pread(source, _CHUNK_BYTES, offset)
-        if not data:
-            return
+    while data := os.pread(source, _CHUNK_BYTES, offset):
+        write_all(target, data, offset)
         offset += len(data)
-        while data:
-            data = data[os.write(target, data) :]
-
-
-def _link(store: Store, name: str, other: str) -> None:
-    os.link(name, other, src_dir_fd=store.dir_fd, dst_dir_fd=store.dir_fd, follow_symlinks=False)
 
 
 def _aside_name(clock: Clock) -> str:

@@ -34,7 +34,7 @@ from storage_manager.store.aside import (
     restore_metadata,
     unlink_previous,
 )
-from storage_manager.store.directory import Store
+from storage_manager.store.directory import Store, close
 from storage_manager.store.document import Document, Fingerprint, parse, reparse
 from storage_manager.store.draft import DISK_FULL, Draft, access_list, remove_leftover
 from storage_manager.store.edit import Edit, Editor, merge
@@ -181,13 +181,9 @@ class Committer:
         # One name more than commits may use: merging the last of them takes a commit, too.
         self._most_previous = MOST_PREVIOUS + 1
         for name in reversed(previous_names(self._most_previous)):
-            try:
-                status = os.stat(name, dir_fd=self._store.dir_fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise StoreError("examine", self._store.file(name), error) from error
-            self._recover_previous(name, status)
+            status = self._store.status(name)
+            if status is not None:
+                self._recover_previous(name, status)
         self._most_previous = MOST_PREVIOUS
 
     def recover_torn(self, names: Sequence[str]) -> bool:
@@ -201,14 +197,13 @@ class Committer:
             try:
                 late = read_descriptor(self._store, fd, name, Patience(self._clock, 0.0, 0.0))
             finally:
-                with suppress(OSError):  # nothing was written through it
-                    os.close(fd)
+                close(fd)
             if late is None:
                 continue  # still torn
             merged = True
             self._await_rewrite()
             if self._put_back(late, None, "torn"):
-                unlink_previous(self._store, name)
+                self._store.remove(name)
         return merged
 
     def close(self) -> None:
@@ -296,14 +291,10 @@ class Committer:
             raise StorageManagerError(f"{store.file(name)} is not a regular file: move it away")
         fd = open_previous(store, name)
         try:
-            try:
-                current = os.stat(METADATA_NAME, dir_fd=store.dir_fd, follow_symlinks=False)
-            except FileNotFoundError:
+            current = store.status(METADATA_NAME)
+            if current is None:
                 restore_metadata(store, self._log, name)
-                current = status
-            except OSError as error:
-                raise StoreError("examine", store.file(METADATA_NAME), error) from error
-            if (current.st_dev, current.st_ino) != (status.st_dev, status.st_ino):
+            elif not os.path.samestat(current, status):
                 patience = Patience(self._clock, READ_PATIENCE_SECS, 0.0)
                 late = read_descriptor(store, fd, name, patience)
                 if late is None:
@@ -314,9 +305,8 @@ class Committer:
                 if not self._put_back(late, self._base_of(fd, name), "commit"):
                     return  # the next run looks again
         finally:
-            with suppress(OSError):  # nothing was written through it
-                os.close(fd)
-        unlink_previous(self._store, name)
+            close(fd)
+        store.remove(name)
 
     def _await_rewrite(self) -> None:
         """Let a client write that read metadata.json before an earlier run put an entry back into it.
@@ -324,12 +314,9 @@ class Committer:
         That write undoes it, and must not come after the run that finds the entry in place and gives the old
         file up. Raises StoreError, Interrupted.
         """
-        try:
-            status = os.stat(METADATA_NAME, dir_fd=self._store.dir_fd, follow_symlinks=False)
-        except FileNotFoundError:  # the merge says what is wrong
+        status = self._store.status(METADATA_NAME)
+        if status is None:  # the merge says what is wrong
             return
-        except OSError as error:
-            raise StoreError("examine", self._store.file(METADATA_NAME), error) from error
         secs = REWRITE_SECS + REWRITE_SECS_PER_BYTE * status.st_size
         age_secs = (self._clock.now() - from_timestamp(status.st_mtime)).total_seconds()
         patience = Patience(self._clock, min(secs, secs - age_secs), 0.0)
@@ -406,9 +393,7 @@ class Committer:
     def _refuse_immutable(self) -> None:
         """Find the immutable and append-only attributes, which let nobody rename over the file."""
         try:
-            fd = os.open(
-                METADATA_NAME, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._store.dir_fd
-            )
+            fd = self._store.open(METADATA_NAME, os.O_WRONLY)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EROFS):
                 raise NotWritable(
@@ -416,8 +401,7 @@ class Committer:
                     f"see lsattr): nothing was deleted"
                 ) from error
             return  # a file without write permission can be replaced all the same
-        with suppress(OSError):  # nothing was written through it
-            os.close(fd)
+        close(fd)
 
     def _sync_directory(self) -> Optional[OSError]:
         try:

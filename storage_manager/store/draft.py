@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Optional
 
 from storage_manager.base.errors import LockLost, NotWritable, StoreError, errno_name, failing_as
-from storage_manager.store.directory import Store
+from storage_manager.store.directory import CREATE, Store, close, write_all
 from storage_manager.store.names import METADATA_NAME, TMP_NAME
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -34,9 +34,8 @@ class Draft:
         self._like = _owner(like)
         self._access_list = access_list
         remove_leftover(store)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with failing_as("create", store.file(TMP_NAME)):
-            self._fd = os.open(TMP_NAME, flags, 0o600, dir_fd=store.dir_fd)
+            self._fd = store.open(TMP_NAME, CREATE)
         try:
             self._claim()
             self._take_on(like, mode_mask)
@@ -59,7 +58,7 @@ class Draft:
             for chunk in _gathered(chunks):
                 if not same or os.pread(self._fd, len(chunk), offset) != chunk:
                     same = False
-                    _write_all(self._fd, chunk, offset)
+                    write_all(self._fd, chunk, offset)
                 offset += len(chunk)
             os.ftruncate(self._fd, offset)
             os.fsync(self._fd)
@@ -68,15 +67,15 @@ class Draft:
         """What is going to be published. Raises StoreError, and LockLost when the name leads elsewhere."""
         with failing_as("examine", self._store.file(TMP_NAME)):
             mine = os.fstat(self._fd)
-            named = os.stat(TMP_NAME, dir_fd=self._store.dir_fd, follow_symlinks=False)
-        if (mine.st_dev, mine.st_ino) != (named.st_dev, named.st_ino):
+            named = self._store.stat(TMP_NAME)
+        if not os.path.samestat(mine, named):
             raise LockLost(f"{self._store.file(TMP_NAME)} was replaced by somebody else's: another prune is running")
         return mine
 
     def publish(self) -> None:
         """Rename over metadata.json: from here on the store's truth. Raises StoreError."""
         with failing_as("replace", self._store.file(METADATA_NAME)):
-            os.rename(TMP_NAME, METADATA_NAME, src_dir_fd=self._store.dir_fd, dst_dir_fd=self._store.dir_fd)
+            self._store.rename(TMP_NAME, METADATA_NAME)
         self._close()
 
     def publish_new(self) -> None:
@@ -85,10 +84,9 @@ class Draft:
         The name is not on the disk before the directory is synced, as it is by the next commit. Raises StoreError;
         also where the file system has no hard links.
         """
-        directory = self._store.dir_fd
         try:
             # Not a rename: that would replace what a client has created meanwhile.
-            os.link(TMP_NAME, METADATA_NAME, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+            self._store.link(TMP_NAME, METADATA_NAME)
         except FileExistsError:
             pass
         except OSError as error:
@@ -101,12 +99,11 @@ class Draft:
         if self._fd >= 0:
             self._close()
             with suppress(OSError):
-                os.unlink(TMP_NAME, dir_fd=self._store.dir_fd)
+                self._store.unlink(TMP_NAME)
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
-        with suppress(OSError):  # what was written has been synced; close has nothing left to report
-            os.close(fd)
+        close(fd)
 
     def _claim(self) -> None:
         """Lock the draft: where the prune lock has been broken, another run must not take it for a leftover."""
@@ -162,11 +159,11 @@ def _drop_access_list(fd: int) -> None:
 def remove_leftover(store: Store) -> bool:
     """Remove a draft that a dead process left; False when there is none. Raises StoreError, LockLost."""
     try:
-        fd = os.open(TMP_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)
+        fd = store.open(TMP_NAME, os.O_RDWR)
     except FileNotFoundError:
         return False
     except OSError:  # no draft of ours, and in the way
-        return _unlink_leftover(store)
+        return store.remove(TMP_NAME)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -174,19 +171,8 @@ def remove_leftover(store: Store) -> bool:
     except OSError:
         pass
     finally:
-        with suppress(OSError):  # nothing was written through it
-            os.close(fd)
-    return _unlink_leftover(store)
-
-
-def _unlink_leftover(store: Store) -> bool:
-    try:
-        os.unlink(TMP_NAME, dir_fd=store.dir_fd)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StoreError("remove", store.file(TMP_NAME), error) from error
-    return True
+        close(fd)
+    return store.remove(TMP_NAME)
 
 
 def _owner(status: os.stat_result) -> tuple[int, int, int]:
@@ -210,11 +196,3 @@ def _gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:
             yield b"".join(parts)
             parts, size = [], 0
     yield b"".join(parts)
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view = view[written:]
-        offset += written

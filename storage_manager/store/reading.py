@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Callable, NamedTuple, Optional, TypeVar
 
 from storage_manager.base.clock import Patience
 from storage_manager.base.errors import MetadataCorrupt, StoreError, failing_as
-from storage_manager.store.directory import Store
+from storage_manager.store.directory import Store, close
 from storage_manager.store.document import Document, NotJson, parse
 from storage_manager.store.names import METADATA_NAME
 
@@ -62,8 +61,7 @@ class Reading:
             return _identity(os.fstat(self.fd)) == self.identity and _same_bytes(self.fd, self.data)
 
     def close(self) -> None:
-        with suppress(OSError):  # nothing was written through it
-            os.close(self.fd)
+        close(self.fd)
 
     def __enter__(self) -> Reading:
         return self
@@ -104,8 +102,7 @@ def read_stable(
                 rejected = rejected[0], problem
         finally:
             if not keep:
-                with suppress(OSError):
-                    os.close(fd)
+                close(fd)
         if patience.exhausted():
             raise MetadataCorrupt(
                 f"{store.file(name)} is not readable as JSON ({problem}); nothing was touched. Stop the service, "
@@ -139,13 +136,8 @@ def read_descriptor(store: Store, fd: int, name: str, patience: Patience) -> Opt
 
 def is_named(store: Store, name: str, status: os.stat_result) -> bool:
     """Whether `name` still leads to that very file, unchanged in size and time. Raises StoreError."""
-    try:
-        found = os.stat(name, dir_fd=store.dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StoreError("examine", store.file(name), error) from error
-    return _identity(found) == _identity(status)
+    found = store.status(name)
+    return found is not None and _identity(found) == _identity(status)
 
 
 def _identity(status: os.stat_result) -> Identity:
@@ -153,14 +145,11 @@ def _identity(status: os.stat_result) -> Identity:
 
 
 def _open(store: Store, name: str) -> Optional[int]:
-    # O_NONBLOCK: a FIFO in its place must not hang us; it is refused below.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        return os.open(name, flags, dir_fd=store.dir_fd)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError("read", store.file(name), error) from error
+    with failing_as("read", store.file(name)):
+        try:
+            return store.open(name)
+        except FileNotFoundError:
+            return None
 
 
 def _regular(store: Store, name: str, fd: int) -> os.stat_result:

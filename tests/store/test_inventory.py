@@ -223,15 +223,15 @@ def test_a_blob_is_removed_from_the_store_alone(storage: Path, store: Store, tmp
     make_store(storage, 1)
     (blob,) = storage.glob("*-*.json")
     (tmp_path / "cwd.json").touch()
-    assert store.remove_blob(blob.name) is True
+    assert store.unlink(blob.name) is True
     assert not blob.exists()
-    assert store.remove_blob(blob.name) is False
+    assert store.unlink(blob.name) is False
 
 
 def test_a_blob_that_is_a_directory_is_not_removed(storage: Path, store: Store) -> None:
     (storage / f"{GUID}.json").mkdir()
     with pytest.raises(OSError, match="irectory|permitted"):
-        store.remove_blob(f"{GUID}.json")
+        store.unlink(f"{GUID}.json")
     assert (storage / f"{GUID}.json").is_dir()
 
 
@@ -240,7 +240,7 @@ def test_the_store_stays_the_one_that_was_opened(storage: Path, store: Store) ->
     guids = make_store(storage, 1)
     storage.rename(storage.with_name("away"))
     make_store(storage, 1)
-    assert store.remove_blob(f"{guids[0]}.json")
+    assert store.unlink(f"{guids[0]}.json")
     assert (storage / f"{guids[0]}.json").exists()
     assert not (storage.with_name("away") / f"{guids[0]}.json").exists()
 
