@@ -729,7 +729,7 @@ def test_whatever_goes_wrong_is_one_sentence_an_event_and_exit_code_1(
 def test_corrupt_metadata_is_one_event_exit_code_1_and_no_word_of_its_contents(
     here: None, storage: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("commit", "reading", "survey"):
+    for module in ("commit", "reading", "recovery", "survey"):
         monkeypatch.setattr(f"storage_manager.store.{module}.READ_PATIENCE_SECS", 0.01)
     make_store(storage, 3, url="https://example.org/?token=SECRET")
     torn = (storage / "metadata.json").read_bytes()[:-30]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import datetime
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
@@ -23,7 +23,7 @@ from storage_manager.store.edit import Removal
 from storage_manager.store.inventory import IN_FLIGHT_AGE
 from storage_manager.store.locked import Transaction, transaction
 from storage_manager.store.names import GUID_LENGTH
-from storage_manager.store.reading import Reading
+from storage_manager.store.recovery import add_entries
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings
 
@@ -78,9 +78,9 @@ def _adopt(terms: Terms, group: str, changing: Transaction, log: EventLog) -> Ad
     if chosen:
         if reading is None:
             changing.committer.create(_status_of(changing.store, chosen[-1]), _FILE_MODE)
-        changing.committer.add(parse(entries_text(chosen, group)))
+        add_entries(changing.committer, parse(entries_text(chosen, group)))
         # A client at work may have undone it, or deleted one of them meanwhile.
-        snapshot, reading = _settled(changing)
+        snapshot, reading = changing.settled()
         with reading or nullcontext():
             guids = {session.guid for session in snapshot.sessions}
             adopted = [orphan for orphan in chosen if orphan.guid in guids]
@@ -158,7 +158,7 @@ def _repair(terms: Terms, changing: Transaction, clock: Clock, log: EventLog) ->
 
 def _sweep(changing: Transaction) -> tuple[Snapshot, int]:
     """What the store was before dangling entries were removed from it, and how many were."""
-    snapshot, reading = _settled(changing)
+    snapshot, reading = changing.settled()
     with reading or nullcontext():
         if reading is None or not snapshot.dangling:
             return snapshot, 0
@@ -167,20 +167,6 @@ def _sweep(changing: Transaction) -> tuple[Snapshot, int]:
     removal = Removal(changing.store, (), {session.guid for session in snapshot.dangling})
     changing.committer.commit(removal, known)
     return snapshot, removal.swept_count
-
-
-def _settled(changing: Transaction) -> tuple[Snapshot, Optional[Reading]]:
-    """A look at the store, after making sure of what earlier recoveries and late writes have put back.
-
-    The caller closes the reading. Raises like Transaction.look().
-    """
-    snapshot, reading = changing.look()
-    if snapshot.leftovers:
-        if reading is not None:
-            reading.close()
-        changing.committer.recover()
-        snapshot, reading = changing.look()
-    return snapshot, reading
 
 
 def _may_tell(store: Store, name: str, blobs: Missed, now: datetime) -> bool:

@@ -21,7 +21,10 @@ _NO_ACCESS_LIST = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 class Draft:
-    """A temporary file that can take the place of metadata.json. Publish or discard it."""
+    """A temporary file that can take the place of metadata.json.
+
+    Write (as often as needed), examine, publish. Or discard: after any failure of write() it must be.
+    """
 
     def __init__(
         self, store: Store, like: os.stat_result, access_list: Optional[bytes], mode_mask: int = 0o7777

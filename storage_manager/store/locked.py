@@ -12,6 +12,7 @@ from storage_manager.store.commit import Committer
 from storage_manager.store.directory import Store, open_store
 from storage_manager.store.lock import PruneLock, acquire_lock
 from storage_manager.store.reading import Reading
+from storage_manager.store.recovery import recover, recover_torn
 from storage_manager.store.snapshot import Snapshot
 from storage_manager.store.survey import survey
 
@@ -33,13 +34,22 @@ class Transaction:
         """
         snapshot, reading = survey(self.store, self._clock, self._log)
         try:
-            if snapshot.torn and self.committer.recover_torn(snapshot.torn):
+            if snapshot.torn and recover_torn(self.committer, snapshot.torn):
                 _close(reading)
                 snapshot, reading = survey(self.store, self._clock, self._log)
             self._clock.check()
         except BaseException:
             _close(reading)
             raise
+        return snapshot, reading
+
+    def settled(self) -> tuple[Snapshot, Optional[Reading]]:
+        """A look, after making sure of what earlier recoveries and late writes have put back. Otherwise like look()."""
+        snapshot, reading = self.look()
+        if snapshot.leftovers:
+            _close(reading)
+            recover(self.committer)
+            snapshot, reading = self.look()
         return snapshot, reading
 
 
@@ -49,14 +59,14 @@ def transaction(
 ) -> Iterator[Transaction]:
     """Lock a store, recover it, and let go at the end. A stop signal inside is remembered, and raised at the end.
 
-    Raises StoreMissing, LockBusy, LockUnavailable, StoreError, Interrupted, and like Committer.recover().
+    Raises StoreMissing, LockBusy, LockUnavailable, StoreError, Interrupted, and like recover().
     """
     with clock.deferred():
         with open_store(storage_dir) as store:
             with acquire_lock(store, log, clock, command, lock_timeout_secs, lock_stale_secs) as lock:
                 committer = Committer(store, clock, log)
                 try:
-                    committer.recover()
+                    recover(committer)
                     clock.check()
                     yield Transaction(store, lock, committer, clock, log)
                 finally:

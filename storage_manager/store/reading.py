@@ -81,34 +81,50 @@ def read_stable(
     pauses = _pauses()
     rejected: Optional[tuple[Identity, str]] = None
     while True:
-        fd = _open(store, name)
-        if fd is None:
-            return None
-        keep = False
         try:
-            status = _regular(store, name, fd)
-            if rejected is None or rejected[0] != _identity(status):
-                data = _read_whole(store, name, fd, status)
-                if is_named(store, name, status):
-                    # A failure from here on is remembered: the same bytes parse no better the second time.
-                    rejected = _identity(status), "it is being written"
-                    document = read(data)
-                    keep = True
-                    return Reading(store.file(name), fd, status, data), document
-            problem = rejected[1] if rejected is not None else "it is being replaced"
+            return _attempt(store, name, read, rejected)
+        except _Rejected as error:
+            rejected = error.identity, str(error)
+            problem = str(error)
         except NotJson as error:
             problem = str(error)
-            if rejected is not None:
-                rejected = rejected[0], problem
-        finally:
-            if not keep:
-                close(fd)
         if patience.exhausted():
             raise MetadataCorrupt(
                 f"{store.file(name)} is not readable as JSON ({problem}); nothing was touched. Stop the service, "
                 f"repair the file or restore it from a backup, and start again"
             )
         patience.pause(next(pauses))
+
+
+class _Rejected(NotJson):
+    """A stable read whose bytes do not parse."""
+
+    def __init__(self, identity: Identity, problem: str) -> None:
+        self.identity = identity
+        super().__init__(problem)
+
+
+def _attempt(
+    store: Store, name: str, read: Callable[[bytes], Parsed], rejected: Optional[tuple[Identity, str]]
+) -> Optional[tuple[Reading, Parsed]]:
+    """One stable read. Raises NotJson when this was not the moment, and else like read_stable()."""
+    fd = _open(store, name)
+    if fd is None:
+        return None
+    try:
+        status = _regular(store, name, fd)
+        if rejected is not None and rejected[0] == _identity(status):
+            raise _Rejected(*rejected)  # the same bytes parse no better the second time
+        data = _read_whole(store, name, fd, status)
+        if not is_named(store, name, status):
+            raise NotJson("it is being replaced")
+        try:
+            return Reading(store.file(name), fd, status, data), read(data)
+        except NotJson as error:
+            raise _Rejected(_identity(status), str(error)) from error
+    except BaseException:
+        close(fd)
+        raise
 
 
 def read_descriptor(store: Store, fd: int, name: str, patience: Patience) -> Optional[Document]:

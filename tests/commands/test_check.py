@@ -36,7 +36,7 @@ LONG_AGO = 1_700_000_000
 
 
 # An adoption waits for clients that might undo it. Here is none; test_repair.py has one.
-HURRY = {"store.commit.WATCH_SECS": 0.0, "store.commit.REWRITE_SECS": 0.0}
+HURRY = {"store.commit.WATCH_SECS": 0.0, "store.recovery.REWRITE_SECS": 0.0}
 
 
 def check(storage: Path, *arguments: object, stdin: str | None = None) -> CompletedProcess[str]:

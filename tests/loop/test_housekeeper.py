@@ -383,7 +383,7 @@ def test_a_missing_directory_is_not_created(tmp_path: Path, turns: Turns) -> Non
 def test_corrupt_metadata_ends_the_cycle_and_not_the_loop_and_touches_nothing(
     storage: Path, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("commit", "reading", "survey"):
+    for module in ("commit", "reading", "recovery", "survey"):
         monkeypatch.setattr(f"storage_manager.store.{module}.READ_PATIENCE_SECS", 0.01)
     assert reading.READ_PATIENCE_SECS == 0.01
     make_store(storage, 3, size=1000)

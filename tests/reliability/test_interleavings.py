@@ -39,7 +39,7 @@ from storage_manager.base.errors import StorageManagerError
 from storage_manager.base.log import EventLog
 from storage_manager.jobs import prune as prune_job
 from storage_manager.jobs.policy import PruneLimits, plan_prune
-from storage_manager.store import commit, reading, survey
+from storage_manager.store import commit, locked, reading, recovery, survey
 from storage_manager.store.aside import unlink_previous
 from storage_manager.store.commit import Committer
 from storage_manager.store.directory import Store
@@ -83,9 +83,10 @@ def directory() -> Iterator[Path]:
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Calls that change nothing which anybody sees, saved; and attempts that are forgotten with what they saw."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for module in (survey, commit):
+    for module in (survey, commit, recovery):
         monkeypatch.setattr(module, "read_stable", forgetful(reading.read_stable))
-    monkeypatch.setattr(commit, "read_descriptor", forgetful(reading.read_descriptor))
+    for module in (commit, recovery):
+        monkeypatch.setattr(module, "read_descriptor", forgetful(reading.read_descriptor))
     with intercepted():
         yield
 
@@ -436,7 +437,7 @@ def test_no_random_order_of_several_clients_and_prunes_loses_anything(
 
 def without_salvage(patch: pytest.MonkeyPatch) -> None:
     def give_up(self: Committer, reading: Reading, base: Document, previous: Optional[str]) -> None:
-        unlink_previous(self._store, previous)
+        unlink_previous(self.store, previous)
 
     patch.setattr(Committer, "_salvage_late_write", give_up)
 
@@ -478,7 +479,7 @@ def without_a_stable_read(patch: pytest.MonkeyPatch) -> None:
                 continue
         raise AssertionError("{} is JSON")
 
-    for module in (survey, commit):
+    for module in (survey, commit, recovery):
         patch.setattr(module, "read_stable", glance)
 
 
@@ -487,15 +488,15 @@ def without_watching_what_is_put_back(patch: pytest.MonkeyPatch) -> None:
         self._merge(late, base)
         return True
 
-    patch.setattr(Committer, "_put_back", put_back)
+    patch.setattr(Committer, "put_back", put_back)
 
 
 def without_awaiting_a_rewrite(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Committer, "_await_rewrite", lambda self: None)
+    patch.setattr(recovery, "await_rewrite", lambda committer: None)
 
 
 def without_recovery(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Committer, "recover", lambda self: remove_leftover(self._store) and None)
+    patch.setattr(locked, "recover", lambda committer: remove_leftover(committer.store) and None)
 
 
 def without_a_lock(patch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from stores import blobs, leftovers, make_store, read_entries, write_entries
 from storage_manager.base.clock import Clock
 from storage_manager.cli import main
 from storage_manager.jobs import prune as prune_job
-from storage_manager.store import commit, lock
+from storage_manager.store import commit, lock, recovery
 
 METADATA, TMP, PREV, TORN = "metadata.json", ".metadata.json.tmp", ".metadata.json.prev", ".metadata.json.torn-"
 OWNER = (1234, 4321, 0o640)
@@ -351,8 +351,9 @@ def expect_convergence(found: Found, tool: Tool) -> None:
 def tool(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Tool:
     """The tool in this process, without patience for a client that is not there. It may not end with a traceback."""
     monkeypatch.setattr(Clock, "install", lambda self: None)
-    for name in ("SETTLE_SECS", "WATCH_SECS", "REWRITE_SECS"):
-        monkeypatch.setattr(commit, name, 0.0, raising=False)
+    for name in ("SETTLE_SECS", "WATCH_SECS"):
+        monkeypatch.setattr(commit, name, 0.0)
+    monkeypatch.setattr(recovery, "REWRITE_SECS", 0.0)
     monkeypatch.setattr(lock, "LINE_WRITTEN_SECS", 0.0)
     monkeypatch.setattr(prune_job, "COMMIT_EVERY_SECS", 1e9)  # however slow this machine is
     for name, module in list(sys.modules.items()):

@@ -24,7 +24,7 @@ from stores import blobs, event, events, leftovers, make_store, read_entries, ru
 from storage_manager.base.clock import Clock
 from storage_manager.cli import main
 from storage_manager.jobs import prune as prune_job
-from storage_manager.store import commit, reading, survey
+from storage_manager.store import commit, reading, recovery, survey
 
 TMP = ".metadata.json.tmp"
 PREV = ".metadata.json.prev"
@@ -1166,7 +1166,7 @@ def test_metadata_that_is_missing_is_restored_from_the_old_file(storage: Path, g
 def test_an_old_file_that_stays_torn_is_kept_aside(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "READ_PATIENCE_SECS", 0.05)
+    monkeypatch.setattr(recovery, "READ_PATIENCE_SECS", 0.05)
     (storage / PREV).write_text('{"torn": {')
     result = prune()
     assert result.code == 0
@@ -1182,7 +1182,7 @@ def test_an_old_file_that_stays_torn_is_kept_aside(
 def test_two_torn_old_files_are_both_kept(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "READ_PATIENCE_SECS", 0.02)
+    monkeypatch.setattr(recovery, "READ_PATIENCE_SECS", 0.02)
     frozen = Clock().now()
     monkeypatch.setattr(Clock, "now", lambda clock: frozen)
     (storage / PREV).write_text("{first")

@@ -1,0 +1,135 @@
+"""What others have written and a commit must put back: recovery after a run that died, late writers, orphans' entries.
+
+Putting back is not like removing. A client that read before it and writes after it undoes it; so each of these waits
+for such a write first, and gives the old file up only when the result is there to stay.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import Optional
+
+from storage_manager.base.clock import Patience
+from storage_manager.base.errors import StorageManagerError, failing_as
+from storage_manager.base.times import from_timestamp
+from storage_manager.store.aside import move_aside, open_previous, restore_metadata
+from storage_manager.store.commit import PUT_BACK_PATIENCE_SECS, Committer
+from storage_manager.store.directory import close
+from storage_manager.store.document import Document, parse
+from storage_manager.store.draft import remove_leftover
+from storage_manager.store.names import METADATA_NAME, MOST_PREVIOUS, previous_names
+from storage_manager.store.reading import (
+    LONGEST_PAUSE_SECS,
+    READ_PATIENCE_SECS,
+    is_named,
+    read_descriptor,
+    read_stable,
+)
+
+# From reading metadata.json to opening it for writing, a client takes this long at most: mostly for parsing it.
+REWRITE_SECS = 1.0
+REWRITE_SECS_PER_BYTE = 0.1 / (1 << 20)
+
+
+def recover(committer: Committer) -> None:
+    """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""
+    if remove_leftover(committer.store):
+        committer.log.info("storage_manager.recovered", "removed the unfinished draft of a run that died", what="draft")
+    # One name more than commits may use: merging the last of them takes a commit, too.
+    committer.most_previous = MOST_PREVIOUS + 1
+    for name in reversed(previous_names(committer.most_previous)):
+        status = committer.store.status(name)
+        if status is not None:
+            _recover_previous(committer, name, status)
+    committer.most_previous = MOST_PREVIOUS
+
+
+def _recover_previous(committer: Committer, name: str, status: os.stat_result) -> None:
+    store = committer.store
+    if not stat.S_ISREG(status.st_mode):
+        raise StorageManagerError(f"{store.file(name)} is not a regular file: move it away")
+    fd = open_previous(store, name)
+    try:
+        current = store.status(METADATA_NAME)
+        if current is None:
+            restore_metadata(store, committer.log, name)
+        elif not os.path.samestat(current, status):
+            patience = Patience(committer.clock, READ_PATIENCE_SECS, 0.0)
+            late = read_descriptor(store, fd, name, patience)
+            if late is None:
+                committer.clock.check()
+                move_aside(store, committer.clock, committer.log, name)
+                return
+            await_rewrite(committer)
+            if not committer.put_back(late, _base_of(committer, fd, name), "commit"):
+                return  # the next run looks again
+    finally:
+        close(fd)
+    store.remove(name)
+
+
+def _base_of(committer: Committer, fd: int, name: str) -> Optional[Document]:
+    """What the writer of an old file started from, as far as that can be told.
+
+    The current document still has it, unless a client has written that since. Raises like commit().
+    """
+    found = read_stable(committer.store, Patience(committer.clock, READ_PATIENCE_SECS, 0.0), parse)
+    if found is None:
+        return None
+    reading, document = found
+    with reading, failing_as("examine", committer.store.file(name)):
+        return document if reading.status.st_mtime_ns < os.fstat(fd).st_mtime_ns else None
+
+
+def recover_torn(committer: Committer, names: Sequence[str]) -> bool:
+    """Merge what was kept aside as torn and has been finished by its writer after all; whether any was.
+
+    Raises like commit().
+    """
+    merged = False
+    for name in names:
+        fd = open_previous(committer.store, name)
+        try:
+            late = read_descriptor(committer.store, fd, name, Patience(committer.clock, 0.0, 0.0))
+        finally:
+            close(fd)
+        if late is None:
+            continue  # still torn
+        merged = True
+        await_rewrite(committer)
+        if committer.put_back(late, None, "torn"):
+            committer.store.remove(name)
+    return merged
+
+
+def add_entries(committer: Committer, entries: Document) -> bool:
+    """Add those entries that metadata.json lacks and whose blob is there. Whether they are there to stay.
+
+    Not if a client at full speed, one that read before it and writes after it, undoes it time and again: then the
+    blobs are without entries as before. Raises like commit(), and Interrupted.
+    """
+    patience = Patience(committer.clock, PUT_BACK_PATIENCE_SECS, 0.0)
+    while not committer.put_back(entries, None, None):
+        if patience.exhausted():
+            return False
+        await_rewrite(committer)
+    return True
+
+
+def await_rewrite(committer: Committer) -> None:
+    """Let a client write that read metadata.json before an earlier run put an entry back into it.
+
+    That write undoes it, and must not come after the run that finds the entry in place and gives the old
+    file up. Raises StoreError, Interrupted.
+    """
+    status = committer.store.status(METADATA_NAME)
+    if status is None:  # the merge says what is wrong
+        return
+    secs = REWRITE_SECS + REWRITE_SECS_PER_BYTE * status.st_size
+    age_secs = (committer.clock.now() - from_timestamp(status.st_mtime)).total_seconds()
+    patience = Patience(committer.clock, min(secs, secs - age_secs), 0.0)
+    while not patience.exhausted() and is_named(committer.store, METADATA_NAME, status):
+        patience.pause(LONGEST_PAUSE_SECS)
+    committer.clock.check()
