@@ -1,0 +1,202 @@
+"""How long a commit and a recovery wait for a writer, and what they do when it does not come: on a clock of our own."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from datetime import timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client import Client
+from stores import leftovers, make_store, read_entries, write_entries
+
+from storage_manager.base.clock import Clock
+from storage_manager.base.errors import Interrupted, StoreError
+from storage_manager.base.log import EventLog
+from storage_manager.store import recovery
+from storage_manager.store.commit import Committer
+from storage_manager.store.directory import Store, open_store
+from storage_manager.store.edit import Removal
+
+METADATA = "metadata.json"
+TMP = ".metadata.json.tmp"
+PREV = ".metadata.json.prev"
+MIB = 1 << 20
+
+logging.getLogger("recoveries").addHandler(logging.NullHandler())
+LOG = EventLog(logging.getLogger("recoveries"))
+
+
+class Walked(Clock):
+    """A clock that pauses move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed_secs = 0.0
+        self.on_pause: Callable[[], None] = lambda: None
+        self._began_at = super().now()
+
+    def now(self) -> Any:
+        return self._began_at + timedelta(seconds=self.passed_secs)
+
+    def monotonic(self) -> float:
+        return self.passed_secs
+
+    def pause(self, secs: float) -> None:
+        self.passed_secs += secs
+        self.on_pause()
+
+
+@pytest.fixture
+def clock() -> Walked:
+    return Walked()
+
+
+@pytest.fixture
+def store(storage: Path) -> Iterator[Store]:
+    storage.mkdir(exist_ok=True)
+    with open_store(str(storage)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def committer(store: Store, clock: Walked) -> Iterator[Committer]:
+    made = Committer(store, clock, LOG)
+    yield made
+    made.close()
+
+
+def wrote(path: Path, clock: Clock, age_secs: float) -> None:
+    at = clock.now().replace(tzinfo=timezone.utc).timestamp()
+    os.utime(path, (at - age_secs, at - age_secs))
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "age_secs", "least_secs"),
+    [
+        (0, 0.0, 1.0),
+        (0, 0.4, 0.6),
+        (0, 5.0, 0.0),
+        (0, -3600.0, 1.0),  # of a file from the future, nobody knows the age
+        (100 * MIB, 0.0, 11.0),  # a client takes long to parse so much
+        (100 * MIB, 8.0, 3.0),
+    ],
+)
+def test_a_client_that_has_read_gets_the_time_to_write(
+    storage: Path, committer: Committer, clock: Walked, size_bytes: int, age_secs: float, least_secs: float
+) -> None:
+    (storage / METADATA).touch()
+    os.truncate(storage / METADATA, size_bytes)
+    wrote(storage / METADATA, clock, age_secs)
+    recovery.await_rewrite(committer)
+    assert least_secs - 0.01 <= clock.passed_secs <= least_secs + 0.05
+
+
+def test_a_client_that_has_written_is_waited_for_no_longer(storage: Path, committer: Committer, clock: Walked) -> None:
+    make_store(storage, 1)
+    wrote(storage / METADATA, clock, 0.0)
+    clock.on_pause = lambda: os.truncate(storage / METADATA, 0)
+    recovery.await_rewrite(committer)
+    assert 0 < clock.passed_secs < 0.1
+
+
+def test_an_old_file_is_not_given_up_as_torn_by_a_run_that_was_stopped(
+    storage: Path, committer: Committer, clock: Walked
+) -> None:
+    make_store(storage, 1)
+    (storage / PREV).write_text('{"torn": {')
+
+    def stop() -> None:
+        clock.stop_signal = signal.SIGTERM
+
+    clock.on_pause = stop
+    with pytest.raises(Interrupted):
+        recovery.recover(committer)
+    assert leftovers(storage) == [PREV]
+
+
+def test_as_many_old_files_as_commits_may_leave_are_all_put_back(
+    storage: Path, committer: Committer, clock: Walked
+) -> None:
+    """Merging the last of them takes a commit, and that a name."""
+    guids = make_store(storage, 9)
+    entries = read_entries(storage)
+    for guid, name in zip(guids, [PREV, *(f"{PREV}.{number}" for number in range(1, 8))]):
+        (storage / name).write_text(json.dumps({guid: entries[guid]}))
+    write_entries(storage, {guids[8]: entries[guids[8]]})
+    recovery.recover(committer)
+    assert read_entries(storage) == entries
+
+
+def test_an_old_file_under_the_name_that_only_a_recovery_uses_is_put_back(storage: Path, committer: Committer) -> None:
+    guids = make_store(storage, 2)
+    entries = read_entries(storage)
+    (storage / f"{PREV}.8").write_text(json.dumps(entries))
+    write_entries(storage, {guids[0]: entries[guids[0]]})
+    recovery.recover(committer)
+    assert read_entries(storage) == entries
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_stop_leaves_a_half_written_save_to_the_next_run_unless_this_is_the_only_chance(
+    storage: Path, committer: Committer, clock: Walked, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    guids = make_store(storage, 3)
+    late = Client(storage).save()
+    text = (storage / METADATA).read_text()
+    write_entries(storage, {guid: entry for guid, entry in json.loads(text).items() if guid != late})
+    (storage / f"{guids[0]}.json").unlink()
+    real_rename, real_link = os.rename, os.link
+    held: list[Any] = []
+
+    def rename(source: str, *arguments: Any, **options: Any) -> None:
+        if source == TMP and not clock.stopping:
+            held.append((storage / METADATA).open("w"))
+            clock.stop_signal = signal.SIGTERM
+        real_rename(source, *arguments, **options)
+
+    def link(*arguments: Any, **options: Any) -> None:
+        if not has_links:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        real_link(*arguments, **options)
+
+    def finish() -> None:
+        if held and clock.passed_secs > 10.0:  # Docker would have killed us by now
+            with held.pop() as file:
+                file.write(text)
+
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "link", link)
+    clock.on_pause = finish
+    committer.commit(Removal(committer.store, guids[:1], ()), None)
+    assert (late in read_entries(storage)) is not has_links
+    assert (clock.passed_secs < 5.0) is has_links
+    assert bool(held) is has_links
+    for file in held:
+        file.close()
+
+
+@pytest.mark.parametrize("call", ["pwrite", "ftruncate", "fsync"])
+def test_a_draft_that_could_not_be_written_is_not_used_again(
+    storage: Path, committer: Committer, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    guids = make_store(storage, 2)
+    (storage / f"{guids[0]}.json").unlink()
+    removal = Removal(committer.store, guids[:1], ())
+
+    def failing(*arguments: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        with pytest.raises(StoreError):
+            committer.commit(removal, None)
+    assert leftovers(storage) == []
+    committer.commit(removal, None)
+    assert list(read_entries(storage)) == guids[1:]
