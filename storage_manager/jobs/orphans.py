@@ -6,14 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from storage_manager.base.clock import Clock, Patience
 from storage_manager.base.times import from_timestamp
 from storage_manager.store.directory import Store
-from storage_manager.store.document import Document, parse
 from storage_manager.store.names import GUID_LENGTH, METADATA_NAME, is_format
-from storage_manager.store.reading import READ_PATIENCE_SECS, Reading, is_named, read_stable
+from storage_manager.store.reading import READ_PATIENCE_SECS, Reading, is_named, read_document
 from storage_manager.store.snapshot import IN_FLIGHT, ORPHAN, UNREADABLE, Anomaly, Session
 
 
@@ -40,7 +39,7 @@ class OrphanGuard:
         return orphan.guid not in self._taken and self._is_untouched(orphan)
 
     def _look_again(self) -> None:
-        found = read_stable(self._store, Patience(self._clock, READ_PATIENCE_SECS, 0.0), parse)
+        found = read_document(self._store, Patience(self._clock, READ_PATIENCE_SECS, 0.0))
         if found is None:
             self._status, self._taken = None, set()
             return
@@ -48,11 +47,12 @@ class OrphanGuard:
         with reading:
             self._status = reading.status
             members = {key: index for index, key in enumerate(document.keys) if key in self._guids}
-            self._taken = {key for key, index in members.items() if not self._is_about_another(key, document, index)}
+            self._taken = {
+                key for key, index in members.items() if not self._is_about_another(key, document.value(index))
+            }
 
-    def _is_about_another(self, guid: str, document: Document, index: int) -> bool:
+    def _is_about_another(self, guid: str, value: Any) -> bool:
         """Whether an entry is about a blob of that guid that is no orphan of ours, and is there."""
-        value = document.value(index)
         extension = value.get("format") if isinstance(value, dict) else None
         if not isinstance(extension, str) or not is_format(extension):
             return False

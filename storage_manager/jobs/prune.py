@@ -1,4 +1,4 @@
-"""A prune or a purge: plan, delete, commit, summary, inside a transaction."""
+"""A prune or a purge: plan, delete, commit, summary, under the lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import (
     EXIT_FAILED,
     EXIT_OK,
-    CommitContended,
     LockLost,
     StoreError,
     describe_errno,
@@ -24,12 +23,7 @@ from storage_manager.base.times import utc_text
 from storage_manager.jobs.orphans import OrphanGuard
 from storage_manager.jobs.plan import Outcome, Plan, sentence
 from storage_manager.jobs.progress import Progress, reporting
-from storage_manager.store.commit import MEANWHILE_PATIENCE_SECS, Committer
-from storage_manager.store.directory import Store
-from storage_manager.store.document import Fingerprint, parse
-from storage_manager.store.draft import DISK_FULL
-from storage_manager.store.edit import Removal
-from storage_manager.store.locked import Transaction, transaction
+from storage_manager.store.locked import LockedStore, locked_store
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings, take_snapshot
 
@@ -84,154 +78,144 @@ def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = No
     """
     progress = progress or Progress()
     with reporting(job.kind, job.storage_dir, progress, log):
-        with transaction(
+        with locked_store(
             job.storage_dir, job.command, job.lock_timeout_secs, job.lock_stale_secs, clock, log
-        ) as changing:
-            return _run_locked(job, changing, clock, log, progress)
+        ) as locked:
+            return _Run(job, locked, clock, log, progress).carry_out()
 
 
-def _run_locked(job: Job, changing: Transaction, clock: Clock, log: EventLog, progress: Progress) -> Outcome:
-    started = clock.monotonic()
-    snapshot, reading = changing.look()
-    with reading or nullcontext():
-        progress.findings = report_findings(snapshot, job.storage_dir, log)
-        plan = job.planner(snapshot, clock.now())
-        facts = _report_check(job, snapshot, plan, log)
-        # Of a large store, what stays takes much memory, and is of no more use.
-        del snapshot
-        if not job.explain:
-            plan = plan._replace(kept=())
-        guard = OrphanGuard(changing.store, clock, reading, plan.victims) if plan.are_orphans else None
-        known = None
-        if reading is not None and guard is None and (plan.victims or plan.swept):
-            changing.committer.prepare(reading)
-            known = parse(reading.data).fingerprint()
-    del reading
-    if plan.victims or plan.swept:
-        log.info(
-            f"storage_manager.{job.kind}.started",
-            f"deleting {quantity.counted(len(plan.victims), plan.noun)}, {quantity.size(plan.freed_bytes)}",
-            victim_count=len(plan.victims),
-            victim_bytes=plan.freed_bytes,
-            swept_count=len(plan.swept),
-            storage_dir=job.storage_dir,
-            group=job.group,
+class _Run:
+    """One job on a locked store."""
+
+    def __init__(self, job: Job, locked: LockedStore, clock: Clock, log: EventLog, progress: Progress) -> None:
+        self._job = job
+        self._locked = locked
+        self._clock = clock
+        self._log = log
+        self._progress = progress
+        self._guard: Optional[OrphanGuard] = None
+
+    def carry_out(self) -> Outcome:
+        job, clock, progress = self._job, self._clock, self._progress
+        started = clock.monotonic()
+        plan, facts = self._plan()
+        if plan.victims or plan.swept:
+            self._log.info(
+                f"storage_manager.{job.kind}.started",
+                f"deleting {quantity.counted(len(plan.victims), plan.noun)}, {quantity.size(plan.freed_bytes)}",
+                victim_count=len(plan.victims),
+                victim_bytes=plan.freed_bytes,
+                swept_count=len(plan.swept),
+                storage_dir=job.storage_dir,
+                group=job.group,
+            )
+            self._delete_all(plan)
+        exit_code = EXIT_OK if plan.target_met and not progress.failed else EXIT_FAILED
+        if clock.stop_signal is not None:
+            exit_code = 128 + clock.stop_signal
+        outcome = Outcome(
+            plan=plan,
+            dry_run=False,
+            deleted_count=progress.deleted_count,
+            freed_bytes=progress.freed_bytes,
+            failed=frozenset(progress.failed),
+            swept_count=progress.swept_count,
+            final_bytes=plan.current_bytes - progress.gone_bytes,
+            exit_code=exit_code,
         )
-        _carry_out(job, plan, known, guard, changing, clock, log, progress)
-    exit_code = EXIT_OK if plan.target_met and not progress.failed else EXIT_FAILED
-    if clock.stop_signal is not None:
-        exit_code = 128 + clock.stop_signal
-    outcome = Outcome(
-        plan=plan,
-        dry_run=False,
-        deleted_count=progress.deleted_count,
-        freed_bytes=progress.freed_bytes,
-        failed=frozenset(progress.failed),
-        swept_count=progress.swept_count,
-        final_bytes=plan.current_bytes - progress.gone_bytes,
-        exit_code=exit_code,
-    )
-    _report_end(job, outcome, facts, clock.monotonic() - started, log)
-    return outcome
+        _report_end(job, outcome, facts, clock.monotonic() - started, self._log)
+        return outcome
 
+    def _plan(self) -> tuple[Plan, dict[str, object]]:
+        """What to do, once it is certain that it can be done; the facts that the summary repeats."""
+        job, clock = self._job, self._clock
+        snapshot, reading = self._locked.look()
+        with reading or nullcontext():
+            self._progress.findings = report_findings(snapshot, job.storage_dir, self._log)
+            plan = job.planner(snapshot, clock.now())
+            facts = _report_check(job, snapshot, plan, self._log)
+            # Of a large store, what stays takes much memory, and is of no more use.
+            del snapshot
+            if not job.explain:
+                plan = plan._replace(kept=())
+            if plan.are_orphans:
+                self._guard = OrphanGuard(self._locked.store, clock, reading, plan.victims)
+            elif reading is not None and (plan.victims or plan.swept):
+                self._locked.prepare(reading)
+        return plan, facts
 
-def _carry_out(
-    job: Job,
-    plan: Plan,
-    known: Optional[Fingerprint],
-    guard: Optional[OrphanGuard],
-    changing: Transaction,
-    clock: Clock,
-    log: EventLog,
-    progress: Progress,
-) -> None:
-    """Blobs first, then entries: a crash leaves dangling entries, which harm nobody, and a full disk gets room."""
-    store, lock, committer = changing.store, changing.lock, changing.committer
-    lost: Optional[LockLost] = None
-    committed_at = clock.monotonic()
-    try:
-        for session in plan.victims:
-            if clock.stopping:
-                break
-            clock.progress()
-            if guard is not None and not guard.is_orphan(session):
-                continue
-            _delete(job, session, plan, store, log, progress)
-            if clock.monotonic() - committed_at >= COMMIT_EVERY_SECS:
-                lock.refresh()
-                known = _commit_meanwhile(committer, store, known, log, progress)
-                committed_at = clock.monotonic()
-        lock.refresh()
-    except LockLost as error:
-        if not lock.is_exclusive:
-            raise  # the other run may be committing, too; the entries stay, dangling
-        lost = error
-    except StoreError:
-        # The file system has become read-only or worse; the entries of what is gone may still be removable.
-        _commit_meanwhile(committer, store, known, log, progress)
-        raise
-    swept = set() if lost or clock.stopping else {session.guid for session in plan.swept}
-    if progress.uncommitted or swept:
-        removal = Removal(store, progress.uncommitted, swept)
-        committer.commit(removal, known)
-        progress.swept_count = removal.swept_count
-    progress.uncommitted.clear()
-    if lost is not None:
-        raise lost
-
-
-def _delete(job: Job, session: Session, plan: Plan, store: Store, log: EventLog, progress: Progress) -> None:
-    name = session.blob_name
-    try:
-        existed = store.unlink(name)
-    except OSError as error:
-        if error.errno == EROFS:
-            raise StoreError("delete", store.file(name), error) from error
-        progress.failed.add(name)
-        log.error(
-            f"storage_manager.{job.kind}.delete_failed",
-            f"cannot delete {name}: {describe_errno(error)}; it stays"
-            + ("" if plan.are_orphans else ", and so does its entry"),
-            guid=session.guid,
-            file=store.file(name),
-            errno=errno_name(error.errno),
-        )
-        return
-    if not plan.are_orphans:
-        progress.uncommitted.add(session.guid)
-    progress.gone_count += 1
-    progress.gone_bytes += session.size_bytes
-    if not existed:  # its owner deleted it meanwhile; only the entry is left to remove
-        return
-    progress.deleted_count += 1
-    progress.freed_bytes += session.size_bytes
-    log.info(
-        f"storage_manager.{job.kind}.deleted",
-        "deleted " + name,
-        guid=session.guid,
-        size_bytes=session.size_bytes,
-        created_at=utc_text(session.created_at),
-        group=session.group,
-        reason=plan.reason,
-    )
-
-
-def _commit_meanwhile(
-    committer: Committer, store: Store, known: Optional[Fingerprint], log: EventLog, progress: Progress
-) -> Optional[Fingerprint]:
-    """A commit that may be put off: a busy client or a full disk only means that the next one has more to do."""
-    if not progress.uncommitted:
-        return known
-    try:
-        removal = Removal(store, progress.uncommitted, ())
-        known = committer.commit(removal, known, MEANWHILE_PATIENCE_SECS) or known
-    except (CommitContended, StoreError) as error:
-        if isinstance(error, StoreError) and error.errno not in DISK_FULL:
+    def _delete_all(self, plan: Plan) -> None:
+        """Blobs first, then entries: a crash leaves dangling entries, which harm nobody, and a full disk gets room."""
+        locked, clock, progress = self._locked, self._clock, self._progress
+        lost: Optional[LockLost] = None
+        committed_at = clock.monotonic()
+        try:
+            for session in plan.victims:
+                if clock.stopping:
+                    break
+                clock.progress()
+                if self._guard is not None and not self._guard.is_orphan(session):
+                    continue
+                self._delete(session, plan)
+                if clock.monotonic() - committed_at >= COMMIT_EVERY_SECS:
+                    locked.lock.refresh()
+                    self._commit_meanwhile()
+                    committed_at = clock.monotonic()
+            locked.lock.refresh()
+        except LockLost as error:
+            if not locked.lock.is_exclusive:
+                raise  # the other run may be committing, too; the entries stay, dangling
+            lost = error
+        except StoreError:
+            # The file system has become read-only or worse; the entries of what is gone may still be removable.
+            self._commit_meanwhile()
             raise
-        log.warning("storage_manager.commit_deferred", f"{error}; trying again later", **error.fields)
-        return known
-    progress.uncommitted.clear()
-    return known
+        swept = set() if lost or clock.stopping else {session.guid for session in plan.swept}
+        if progress.uncommitted or swept:
+            progress.swept_count = locked.remove_entries(progress.uncommitted, swept)
+        progress.uncommitted.clear()
+        if lost is not None:
+            raise lost
+
+    def _commit_meanwhile(self) -> None:
+        if self._progress.uncommitted and self._locked.try_remove_entries(self._progress.uncommitted):
+            self._progress.uncommitted.clear()
+
+    def _delete(self, session: Session, plan: Plan) -> None:
+        job, store, progress = self._job, self._locked.store, self._progress
+        name = session.blob_name
+        try:
+            existed = store.unlink(name)
+        except OSError as error:
+            if error.errno == EROFS:
+                raise StoreError("delete", store.file(name), error) from error
+            progress.failed.add(name)
+            self._log.error(
+                f"storage_manager.{job.kind}.delete_failed",
+                f"cannot delete {name}: {describe_errno(error)}; it stays"
+                + ("" if plan.are_orphans else ", and so does its entry"),
+                guid=session.guid,
+                file=store.file(name),
+                errno=errno_name(error.errno),
+            )
+            return
+        if not plan.are_orphans:
+            progress.uncommitted.add(session.guid)
+        progress.gone_count += 1
+        progress.gone_bytes += session.size_bytes
+        if not existed:  # its owner deleted it meanwhile; only the entry is left to remove
+            return
+        progress.deleted_count += 1
+        progress.freed_bytes += session.size_bytes
+        self._log.info(
+            f"storage_manager.{job.kind}.deleted",
+            "deleted " + name,
+            guid=session.guid,
+            size_bytes=session.size_bytes,
+            created_at=utc_text(session.created_at),
+            group=session.group,
+            reason=plan.reason,
+        )
 
 
 def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> dict[str, object]:

@@ -18,12 +18,9 @@ from storage_manager.jobs.orphans import Missed, adoptable, entries_text, missed
 from storage_manager.jobs.progress import Progress, reporting
 from storage_manager.store.aside import open_previous
 from storage_manager.store.directory import Store
-from storage_manager.store.document import parse
-from storage_manager.store.edit import Removal
 from storage_manager.store.inventory import IN_FLIGHT_AGE
-from storage_manager.store.locked import Transaction, transaction
+from storage_manager.store.locked import LockedStore, locked_store
 from storage_manager.store.names import GUID_LENGTH
-from storage_manager.store.recovery import add_entries
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings
 
@@ -62,25 +59,25 @@ def adopt(terms: Terms, group: str, clock: Clock, log: EventLog) -> Adoption:
     StorageManagerError after the event that says so, and Interrupted.
     """
     with reporting("adopt", terms.storage_dir, Progress(), log):
-        with transaction(*terms, clock, log) as changing:
-            return _adopt(terms, group, changing, log)
+        with locked_store(*terms, clock, log) as locked:
+            return _adopt(terms, group, locked, log)
 
 
-def _adopt(terms: Terms, group: str, changing: Transaction, log: EventLog) -> Adoption:
-    snapshot, reading = changing.look()
+def _adopt(terms: Terms, group: str, locked: LockedStore, log: EventLog) -> Adoption:
+    snapshot, reading = locked.look()
     report_findings(snapshot, terms.storage_dir, log)  # what is unreadable by now is not adopted
     with reading or nullcontext():
-        keys = parse(reading.data).keys if reading is not None else ()
+        keys = reading.keys() if reading is not None else ()
         chosen, left = adoptable(snapshot.anomalies, keys)
         if chosen and reading is not None:
-            changing.committer.prepare(reading)
+            locked.prepare(reading)
     adopted: Sequence[Session] = ()
     if chosen:
         if reading is None:
-            changing.committer.create(_status_of(changing.store, chosen[-1]), _FILE_MODE)
-        add_entries(changing.committer, parse(entries_text(chosen, group)))
+            locked.create_metadata(_status_of(locked.store, chosen[-1]), _FILE_MODE)
+        locked.add_entries(entries_text(chosen, group))
         # A client at work may have undone it, or deleted one of them meanwhile.
-        snapshot, reading = changing.settled()
+        snapshot, reading = locked.settled()
         with reading or nullcontext():
             guids = {session.guid for session in snapshot.sessions}
             adopted = [orphan for orphan in chosen if orphan.guid in guids]
@@ -129,21 +126,21 @@ def repair(terms: Terms, clock: Clock, log: EventLog) -> Repair:
     Unfinished metadata stays while it may tell of a blob that has no entry: nothing else does. Raises like adopt().
     """
     with reporting("repair", terms.storage_dir, Progress(), log):
-        with transaction(*terms, clock, log) as changing:
-            return _repair(terms, changing, clock, log)
+        with locked_store(*terms, clock, log) as locked:
+            return _repair(terms, locked, clock, log)
 
 
-def _repair(terms: Terms, changing: Transaction, clock: Clock, log: EventLog) -> Repair:
-    snapshot, swept_count = _sweep(changing)
+def _repair(terms: Terms, locked: LockedStore, clock: Clock, log: EventLog) -> Repair:
+    snapshot, swept_count = _sweep(locked)
     report_findings(snapshot, terms.storage_dir, log)
     blobs = missed(snapshot.anomalies)
     removed: list[str] = []
     kept: list[str] = []
     for name in snapshot.torn:
-        (kept if _may_tell(changing.store, name, blobs, clock.now()) else removed).append(name)
+        (kept if _may_tell(locked.store, name, blobs, clock.now()) else removed).append(name)
     for name in removed:
-        changing.store.remove(name)
-        log.info("storage_manager.repair.removed", f"removed {changing.store.file(name)}", file=name)
+        locked.store.remove(name)
+        log.info("storage_manager.repair.removed", f"removed {locked.store.file(name)}", file=name)
     log.info(
         "storage_manager.repair.summary",
         f"removed {quantity.counted(swept_count, 'dangling entry')} and "
@@ -156,17 +153,14 @@ def _repair(terms: Terms, changing: Transaction, clock: Clock, log: EventLog) ->
     return Repair(swept_count, removed, kept)
 
 
-def _sweep(changing: Transaction) -> tuple[Snapshot, int]:
+def _sweep(locked: LockedStore) -> tuple[Snapshot, int]:
     """What the store was before dangling entries were removed from it, and how many were."""
-    snapshot, reading = changing.settled()
+    snapshot, reading = locked.settled()
     with reading or nullcontext():
         if reading is None or not snapshot.dangling:
             return snapshot, 0
-        changing.committer.prepare(reading)
-        known = parse(reading.data).fingerprint()
-    removal = Removal(changing.store, (), {session.guid for session in snapshot.dangling})
-    changing.committer.commit(removal, known)
-    return snapshot, removal.swept_count
+        locked.prepare(reading)
+    return snapshot, locked.remove_entries((), {session.guid for session in snapshot.dangling})
 
 
 def _may_tell(store: Store, name: str, blobs: Missed, now: datetime) -> bool:

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Optional
 
 from storage_manager.base.clock import Clock
+from storage_manager.base.errors import CommitContended, StoreError
 from storage_manager.base.log import EventLog
-from storage_manager.store.commit import Committer
+from storage_manager.store.commit import COMMIT_PATIENCE_SECS, MEANWHILE_PATIENCE_SECS, Committer
 from storage_manager.store.directory import Store, open_store
+from storage_manager.store.document import Fingerprint, parse
+from storage_manager.store.draft import DISK_FULL
+from storage_manager.store.edit import Removal
 from storage_manager.store.lock import PruneLock, acquire_lock
 from storage_manager.store.reading import Reading
-from storage_manager.store.recovery import recover, recover_torn
+from storage_manager.store.recovery import add_entries, recover, recover_torn
 from storage_manager.store.snapshot import Snapshot
 from storage_manager.store.survey import survey
 
 
-class Transaction:
-    """A store under the prune lock, with nothing left over from a run that died."""
+class LockedStore:
+    """A store under the prune lock, with nothing left over from a run that died.
+
+    Look, prepare with what was read, delete blobs, and remove_entries() as often as needed, at least at the end.
+    """
 
     def __init__(self, store: Store, lock: PruneLock, committer: Committer, clock: Clock, log: EventLog) -> None:
         self.store = store
         self.lock = lock
-        self.committer = committer
+        self._committer = committer
         self._clock = clock
         self._log = log
+        self._known: Optional[Fingerprint] = None
 
     def look(self) -> tuple[Snapshot, Optional[Reading]]:
         """A look at the store, after merging what writers that seemed dead have finished after all.
@@ -34,7 +43,7 @@ class Transaction:
         """
         snapshot, reading = survey(self.store, self._clock, self._log)
         try:
-            if snapshot.torn and recover_torn(self.committer, snapshot.torn):
+            if snapshot.torn and recover_torn(self._committer, snapshot.torn):
                 _close(reading)
                 snapshot, reading = survey(self.store, self._clock, self._log)
             self._clock.check()
@@ -48,15 +57,50 @@ class Transaction:
         snapshot, reading = self.look()
         if snapshot.leftovers:
             _close(reading)
-            recover(self.committer)
+            recover(self._committer)
             snapshot, reading = self.look()
         return snapshot, reading
 
+    def prepare(self, reading: Reading) -> None:
+        """Make sure, before the first deletion, that entries can be removed. Raises like Committer.prepare()."""
+        self._committer.prepare(reading)
+        self._known = parse(reading.data).fingerprint()
+
+    def remove_entries(self, deleted: Collection[str], swept: Collection[str] = ()) -> int:
+        """Remove the entries of deleted blobs, and dangling ones; how many of these went. Raises like commit()."""
+        return self._commit(Removal(self.store, deleted, swept), COMMIT_PATIENCE_SECS)
+
+    def try_remove_entries(self, deleted: Collection[str]) -> bool:
+        """Like remove_entries(), in the middle of a run: False when it is put off.
+
+        A busy client or a full disk only means that the next commit has more to do.
+        """
+        try:
+            self._commit(Removal(self.store, deleted, ()), MEANWHILE_PATIENCE_SECS)
+        except (CommitContended, StoreError) as error:
+            if isinstance(error, StoreError) and error.errno not in DISK_FULL:
+                raise
+            self._log.warning("storage_manager.commit_deferred", f"{error}; trying again later", **error.fields)
+            return False
+        return True
+
+    def add_entries(self, text: bytes) -> bool:
+        """Add those entries of a metadata.json that are lacking here. Like recovery.add_entries()."""
+        return add_entries(self._committer, parse(text))
+
+    def create_metadata(self, like: os.stat_result, mode: int) -> None:
+        """Like Committer.create()."""
+        self._committer.create(like, mode)
+
+    def _commit(self, removal: Removal, patience_secs: float) -> int:
+        self._known = self._committer.commit(removal, self._known, patience_secs) or self._known
+        return removal.swept_count
+
 
 @contextmanager
-def transaction(
+def locked_store(
     storage_dir: str, command: str, lock_timeout_secs: float, lock_stale_secs: float, clock: Clock, log: EventLog
-) -> Iterator[Transaction]:
+) -> Iterator[LockedStore]:
     """Lock a store, recover it, and let go at the end. A stop signal inside is remembered, and raised at the end.
 
     Raises StoreMissing, LockBusy, LockUnavailable, StoreError, Interrupted, and like recover().
@@ -68,7 +112,7 @@ def transaction(
                 try:
                     recover(committer)
                     clock.check()
-                    yield Transaction(store, lock, committer, clock, log)
+                    yield LockedStore(store, lock, committer, clock, log)
                 finally:
                     committer.close()
         clock.check()

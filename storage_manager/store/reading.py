@@ -51,6 +51,10 @@ class Reading:
     def identity(self) -> Identity:
         return _identity(self.status)
 
+    def keys(self) -> list[str]:
+        """What metadata.json had entries for."""
+        return parse(self.data).keys
+
     def unchanged(self) -> bool:
         """Whether the inode that was read still has the bytes that were read. Raises StoreError.
 
@@ -94,6 +98,11 @@ def read_stable(
                 f"repair the file or restore it from a backup, and start again"
             )
         patience.pause(next(pauses))
+
+
+def read_document(store: Store, patience: Patience) -> Optional[tuple[Reading, Document]]:
+    """read_stable() for whoever wants to know where the members are."""
+    return read_stable(store, patience, parse)
 
 
 class _Rejected(NotJson):

@@ -1,7 +1,7 @@
-"""What others have written and a commit must put back: recovery after a run that died, late writers, orphans' entries.
+"""What has to be put back: after a run that died, from a writer that finished late, and as orphans' entries.
 
-Putting back is not like removing. A client that read before it and writes after it undoes it; so each of these waits
-for such a write first, and gives the old file up only when the result is there to stay.
+Putting back is not like removing: a client that read before it and writes after it undoes it. So an old file is given
+up only when the result is there to stay.
 """
 
 from __future__ import annotations

@@ -117,6 +117,11 @@ def test_imports_go_down(module: str) -> None:
         assert other == room or FLOOR_OF[other] > FLOOR_OF[room], f"{module} imports {other}"
 
 
+@pytest.mark.parametrize("module", sorted(module for module in TREES if module.startswith("jobs.")))
+def test_jobs_leave_the_text_and_its_commits_to_the_locked_store(module: str) -> None:
+    assert not {"store.commit", "store.document", "store.edit"} & set(inward(module))
+
+
 def test_imports_within_a_room_go_in_no_circle() -> None:
     known = {module: set(inward(module)) for module in TREES}
     while known:

@@ -45,7 +45,7 @@ HOUR_SECS = 3600.0
 @pytest.fixture(autouse=True)
 def forgetful_guard(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commit, "WATCH_SECS", 0.0)
-    monkeypatch.setattr(orphans, "read_stable", test_interleavings.forgetful(orphans.read_stable))
+    monkeypatch.setattr(orphans, "read_document", test_interleavings.forgetful(orphans.read_document))
 
 
 def terms(world: World) -> repair.Terms:

@@ -14,7 +14,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import Interrupted, LockBusy, NotWritable, StorageManagerError, StoreMissing
 from storage_manager.base.log import EventLog
 from storage_manager.jobs.progress import Progress, reporting
-from storage_manager.store.locked import transaction
+from storage_manager.store.locked import locked_store
 
 GUID = "11111111-aaaa-4bbb-8ccc-dddddddddddd"
 
@@ -36,22 +36,22 @@ class Told(EventLog):
 def test_the_lock_is_let_go_whatever_happens(storage: Path) -> None:
     make_store(storage, 1)
     for failure in (ValueError, KeyboardInterrupt):
-        with pytest.raises(failure), transaction(str(storage), "test", 0.0, 3600.0, Clock(), Told()):
+        with pytest.raises(failure), locked_store(str(storage), "test", 0.0, 3600.0, Clock(), Told()):
             assert leftovers(storage) == [".prune_size.lock"]
             raise failure
         assert leftovers(storage) == []
 
 
 def test_nobody_else_gets_in(storage: Path) -> None:
-    with transaction(str(storage), "test", 0.0, 3600.0, Clock(), Told()), pytest.raises(LockBusy):
-        with transaction(str(storage), "test", 0.0, 3600.0, Clock(), Told()):
+    with locked_store(str(storage), "test", 0.0, 3600.0, Clock(), Told()), pytest.raises(LockBusy):
+        with locked_store(str(storage), "test", 0.0, 3600.0, Clock(), Told()):
             raise AssertionError("both are in")
 
 
 def test_a_stop_inside_is_remembered_until_the_end(storage: Path) -> None:
     clock = Clock()
     reached = []
-    with pytest.raises(Interrupted), transaction(str(storage), "test", 0.0, 3600.0, clock, Told()):
+    with pytest.raises(Interrupted), locked_store(str(storage), "test", 0.0, 3600.0, clock, Told()):
         clock._on_stop(15, None)
         reached.append(True)
     assert reached and leftovers(storage) == []
@@ -63,8 +63,8 @@ def test_what_a_writer_has_finished_after_all_is_seen(storage: Path) -> None:
     os.utime(storage / f"{GUID}.json", (1, 1))
     entry = {"format": "json", "created_at": "2026-01-01T00:00:00"}
     (storage / ".metadata.json.torn-20260101T000000Z-aaaaaaaa").write_text(json.dumps({GUID: entry}))
-    with transaction(str(storage), "test", 0.0, 3600.0, Clock(), Told()) as changing:
-        snapshot, reading = changing.look()
+    with locked_store(str(storage), "test", 0.0, 3600.0, Clock(), Told()) as locked:
+        snapshot, reading = locked.look()
         assert reading is not None
         reading.close()
     assert GUID in {session.guid for session in snapshot.sessions} and snapshot.anomalies == []
