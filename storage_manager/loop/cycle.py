@@ -13,7 +13,7 @@ from storage_manager.config import Settings
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop.heartbeat import CycleResult
 from storage_manager.store.snapshot import DANGLING
-from storage_manager.store.survey import Findings
+from storage_manager.store.survey import Totals
 
 
 class Ending(NamedTuple):
@@ -25,7 +25,7 @@ class Ending(NamedTuple):
     """A signal cut it short: neither a success nor a failure."""
 
 
-def left_behind(progress: Progress) -> Optional[Findings]:
+def left_behind(progress: Progress) -> Optional[Totals]:
     """The store as the cycle left it: what it found, less what it removed. None: it could not look."""
     found = progress.findings
     if found is None:
@@ -44,7 +44,7 @@ def result(
     settings: Settings,
     ending: Ending,
     progress: Progress,
-    left: Optional[Findings],
+    left: Optional[Totals],
     ended_at: datetime,
     duration_secs: float,
 ) -> CycleResult:

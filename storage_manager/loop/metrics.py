@@ -13,7 +13,7 @@ from typing import NamedTuple, Optional
 from storage_manager import __version__
 from storage_manager.base.errors import EXIT_LOCK_BUSY, EXIT_OK
 from storage_manager.store.snapshot import ANOMALY_KINDS
-from storage_manager.store.survey import Findings
+from storage_manager.store.survey import Totals
 
 PREFIX = "storage_manager_"
 GAUGE = "gauge"
@@ -76,7 +76,7 @@ class Metrics:
         self._add("deleted_sessions_total", count)
         self._add("freed_bytes_total", size_bytes)
 
-    def sight(self, left: Findings) -> None:
+    def sight(self, left: Totals) -> None:
         """What a cycle left in the store."""
         self._set("usage_bytes", left.usage_bytes)
         self._set("sessions", left.session_count)

@@ -12,7 +12,7 @@ from prometheus import Family, families
 from storage_manager import __version__
 from storage_manager.loop.metrics import METRICS, PREFIX, Metrics, earlier_values
 from storage_manager.store.snapshot import ANOMALY_KINDS
-from storage_manager.store.survey import Findings
+from storage_manager.store.survey import Totals
 
 STORE = "/srv/store"
 ALERTS = stores.ROOT / "docs" / "deploy" / "alerts.yml"
@@ -23,7 +23,7 @@ def full(storage_dir: str = STORE) -> Metrics:
     metrics = Metrics(storage_dir)
     metrics.configure(1 << 30, 450.5)
     metrics.add_deleted(3, 3000)
-    metrics.sight(Findings(12, 12345, {"orphan": (2, 99)}, ()))
+    metrics.sight(Totals(12, 12345, {"orphan": (2, 99)}, ()))
     metrics.end_cycle(0, 1795490450.074, 0.25)
     return metrics
 
