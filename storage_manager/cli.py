@@ -26,12 +26,7 @@ from storage_manager.base.log import LEVELS, EventLog, add_log_file, build_logge
 from storage_manager.base.output import Output
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
-from storage_manager.config import (
-    Fallback,
-    Settings,
-    read_settings,
-    report_fallbacks,
-)
+from storage_manager.config import Fallback, Settings, read_settings, report_fallbacks
 from storage_manager.grammar import WrongUsage, build_parser
 
 _LOOP = "run-loop"

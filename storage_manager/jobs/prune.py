@@ -10,14 +10,7 @@ from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import (
-    EXIT_FAILED,
-    EXIT_OK,
-    LockLost,
-    StoreError,
-    describe_errno,
-    errno_name,
-)
+from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, LockLost, StoreError, describe_errno, errno_name
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.orphans import OrphanGuard

@@ -14,19 +14,9 @@ from contextlib import suppress
 from typing import Optional
 
 from storage_manager.base.clock import Clock, Patience
-from storage_manager.base.errors import (
-    CommitContended,
-    NotWritable,
-    StorageManagerError,
-    StoreError,
-    errno_name,
-)
+from storage_manager.base.errors import CommitContended, NotWritable, StorageManagerError, StoreError, errno_name
 from storage_manager.base.log import EventLog
-from storage_manager.store.aside import (
-    copy_aside,
-    link_previous,
-    unlink_previous,
-)
+from storage_manager.store.aside import copy_aside, link_previous, unlink_previous
 from storage_manager.store.directory import Store, close
 from storage_manager.store.document import Document, Fingerprint, parse, reparse
 from storage_manager.store.draft import DISK_FULL, Draft, access_list
