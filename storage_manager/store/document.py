@@ -118,6 +118,17 @@ class Document:
             yield start, end
 
 
+# Three readers walk the same grammar, each fast at one thing:
+#
+#     opening brace, then: member, separator, member, separator, ... up to a closing brace, then only space
+#
+#     visit_members()  decodes some hundred members at a time; what it does not expect it leaves to _parse_from()
+#     _parse_from()    decodes one member after the other, and remembers where each is
+#     reparse()        passes over members that a fingerprint knows, and decodes the rest with _member_at()
+#
+# In each, `pos` or `base` is the offset behind the last separator, and `done` says that this was the closing brace.
+
+
 def visit_members(data: bytes, visit: Visitor) -> None:
     """Show each member's key and decoded value to `visit`, without remembering where the members are.
 
