@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+Case = TypeVar("Case")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--cases", type=int, help="how many seeds each random search tries (default: its own number)")
 
 
-# Without --thorough: one seed in so many, and of an exhaustive search so many executions.
+# Without --thorough: one seed or case in so many, and of an exhaustive search so many executions.
 FEWER = 4
 SAMPLE = 60
 
@@ -34,6 +37,14 @@ def seeds(request: pytest.FixtureRequest) -> Callable[[int], range]:
     cases: int | None = request.config.getoption("--cases")
     fewer = 1 if request.config.getoption("--thorough") else FEWER
     return lambda default: range(first, first + (-(-default // fewer) if cases is None else cases))
+
+
+@pytest.fixture
+def sample(request: pytest.FixtureRequest) -> Callable[[Iterable[Case]], list[Case]]:
+    """All cases of an enumeration with --thorough, else one in so many; which ones, --seed says."""
+    first: int = request.config.getoption("--seed")
+    step = 1 if request.config.getoption("--thorough") else FEWER
+    return lambda cases: list(cases)[first % step :: step]
 
 
 @pytest.fixture
