@@ -68,6 +68,28 @@ class MetadataCorrupt(StorageManagerError):
     event = "storage_manager.metadata_corrupt"
 
 
+class ListingIncomplete(StorageManagerError):
+    """The directory listing lacks files that exist: nothing that follows from it may be believed."""
+
+    event = "storage_manager.listing_incomplete"
+
+    def __init__(self, path: str, count: int, example: str) -> None:
+        self.path = path
+        self.count = count
+        self.example = example
+        lacking = f"a file exists that it lacks: {example}"
+        if count > 1:
+            lacking = f"{count:,} files exist that it lacks, {example} among them"
+        super().__init__(
+            f"the directory listing of {path} is incomplete: {lacking}. Nothing was deleted; check the disk, or the "
+            f"server and the mount of a network file system"
+        )
+
+    @property
+    def fields(self) -> dict[str, object]:
+        return {"file": self.path, "unlisted_count": self.count, "example": self.example}
+
+
 class CommitContended(StorageManagerError):
     """metadata.json changed under every attempt to commit. The entries stay, dangling; nothing is lost."""
 

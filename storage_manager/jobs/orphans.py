@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Optional
 from storage_manager.base.clock import Clock, Patience
 from storage_manager.base.times import from_timestamp
 from storage_manager.store.directory import Store
+from storage_manager.store.entry import blob_name
 from storage_manager.store.names import GUID_LENGTH, METADATA_NAME, is_format
 from storage_manager.store.reading import READ_PATIENCE_SECS, Reading, is_named, read_document
 from storage_manager.store.snapshot import IN_FLIGHT, ORPHAN, UNREADABLE, Anomaly, Session
@@ -53,11 +54,8 @@ class OrphanGuard:
 
     def _is_about_another(self, guid: str, value: Any) -> bool:
         """Whether an entry is about a blob of that guid that is no orphan of ours, and is there."""
-        extension = value.get("format") if isinstance(value, dict) else None
-        if not isinstance(extension, str) or not is_format(extension):
-            return False
-        name = f"{guid}.{extension}"
-        return name not in self._orphans and self._store.status(name) is not None
+        name = blob_name(guid, value)
+        return name is not None and name not in self._orphans and self._store.status(name) is not None
 
     def _is_untouched(self, orphan: Session) -> bool:
         status = self._store.status(orphan.blob_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from typing import NamedTuple
@@ -20,12 +20,17 @@ from storage_manager.store.aside import open_previous
 from storage_manager.store.directory import Store
 from storage_manager.store.inventory import IN_FLIGHT_AGE
 from storage_manager.store.locked import LockedStore, locked_store
-from storage_manager.store.names import GUID_LENGTH
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings
 
 _guids_in = re.compile(rb"(?=([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}))").findall
+_formats_in = re.compile(rb'"format"\s{0,4}:\s{0,4}"([a-z0-9][a-z0-9_+-]{0,31})"').findall
 _CHUNK_BYTES = 1 << 20
+_OVERLAP_BYTES = 128
+"""More than the longest of what is searched for."""
+
+# A store has a handful of formats. Text with more than this is not looked into by name, but kept.
+_MOST_FORMATS = 16
 
 # What a client creates metadata.json with, whatever else its umask leaves.
 _FILE_MODE = 0o666
@@ -131,13 +136,17 @@ def repair(terms: Terms, clock: Clock, log: EventLog) -> Repair:
 
 
 def _repair(terms: Terms, locked: LockedStore, clock: Clock, log: EventLog) -> Repair:
-    snapshot, swept_count = _sweep(locked)
+    snapshot, keys, swept_count = _sweep(locked)
     report_findings(snapshot, terms.storage_dir, log)
     blobs = missed(snapshot.anomalies)
     removed: list[str] = []
     kept: list[str] = []
+    formats = {session.format for session in snapshot.sessions} if snapshot.torn else set()
     for name in snapshot.torn:
-        (kept if _may_tell(locked.store, name, blobs, clock.now()) else removed).append(name)
+        told = _told_by(locked.store, name)
+        may_tell = _is_young(told, blobs, clock.now()) or not told.guids.isdisjoint(blobs.guids)
+        may_tell = may_tell or _names_a_blob(locked.store, told.guids.difference(keys), told.formats | formats)
+        (kept if may_tell else removed).append(name)
     for name in removed:
         locked.store.remove(name)
         log.info("storage_manager.repair.removed", f"removed {locked.store.file(name)}", file=name)
@@ -153,33 +162,51 @@ def _repair(terms: Terms, locked: LockedStore, clock: Clock, log: EventLog) -> R
     return Repair(swept_count, removed, kept)
 
 
-def _sweep(locked: LockedStore) -> tuple[Snapshot, int]:
-    """What the store was before dangling entries were removed from it, and how many were."""
+def _sweep(locked: LockedStore) -> tuple[Snapshot, Collection[str], int]:
+    """What the store was before dangling entries were removed from it, the keys of its entries, how many were."""
     snapshot, reading = locked.settled()
     with reading or nullcontext():
+        keys = set(reading.keys()) if reading is not None and snapshot.torn else set()
         if reading is None or not snapshot.dangling:
-            return snapshot, 0
+            return snapshot, keys, 0
         locked.prepare(reading)
-    return snapshot, locked.remove_entries((), {session.guid for session in snapshot.dangling})
+    return snapshot, keys, locked.remove_entries((), {session.guid for session in snapshot.dangling})
 
 
-def _may_tell(store: Store, name: str, blobs: Missed, now: datetime) -> bool:
-    """Whether unfinished metadata may tell of a blob without an entry: it names one, or its writer may yet do so.
+class _Told(NamedTuple):
+    """What unfinished metadata tells of."""
+
+    modified_at: datetime
+    guids: set[str]
+    formats: set[str]
+
+
+def _told_by(store: Store, name: str) -> _Told:
+    fd = open_previous(store, name)
+    with open(fd, "rb") as file, failing_as("read", store.file(name)):
+        told = _Told(from_timestamp(os.fstat(fd).st_mtime), set(), set())
+        tail = b""
+        while True:
+            data = file.read(_CHUNK_BYTES)
+            if not data:
+                return told
+            told.guids.update(guid.decode() for guid in _guids_in(tail + data))
+            told.formats.update(extension.decode() for extension in _formats_in(tail + data))
+            tail = (tail + data)[-_OVERLAP_BYTES:]
+
+
+def _is_young(told: _Told, blobs: Missed, now: datetime) -> bool:
+    """Whether the writer of unfinished metadata may yet tell of a blob without an entry.
 
     A writer that was stopped goes on some time. The blob of its save is there already, and was written within
     IN_FLIGHT_AGE before it began.
     """
-    fd = open_previous(store, name)
-    with open(fd, "rb") as file, failing_as("read", store.file(name)):
-        began_at = from_timestamp(os.fstat(fd).st_mtime) - IN_FLIGHT_AGE
-        if now - began_at < 2 * IN_FLIGHT_AGE or (blobs.newest is not None and blobs.newest >= began_at):
-            return True
-        tail = b""
-        while blobs.guids:
-            data = file.read(_CHUNK_BYTES)
-            if not data:
-                break
-            if any(guid.decode() in blobs.guids for guid in _guids_in(tail + data)):
-                return True
-            tail = data[1 - GUID_LENGTH :]
-    return False
+    began_at = told.modified_at - IN_FLIGHT_AGE
+    return now - began_at < 2 * IN_FLIGHT_AGE or (blobs.newest is not None and blobs.newest >= began_at)
+
+
+def _names_a_blob(store: Store, guids: Collection[str], formats: Collection[str]) -> bool:
+    """Whether any of these guids without an entry has a blob that the listing may have lacked. Raises StoreError."""
+    if guids and len(formats) > _MOST_FORMATS:
+        return True
+    return any(store.status(f"{guid}.{extension}") is not None for guid in guids for extension in formats)

@@ -1,7 +1,7 @@
 """One storage directory, and the few calls that reach what is in it.
 
-Blob names are only ever taken from the directory listing and used relative to the directory's descriptor, so
-nothing that metadata.json says can name a file outside.
+Blob names are taken from the directory listing, or are a UUID with a plain extension where an entry's blob is looked
+up, and used relative to the directory's descriptor: nothing that metadata.json says can name a file outside.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Store:
             return self.unlink(name)
 
     def guids_on_disk(self) -> set[str]:
-        """What the names of the files begin with: a session whose guid is not among them has no blob at all.
+        """What the names of the listed files begin with. A listing can be short: who is not among them may be there.
 
         Raises StoreError.
         """

@@ -17,6 +17,12 @@ NOT_SEEN = -1
 """The size of a session whose blob was not found."""
 
 
+def blob_name(key: str, value: Any) -> Optional[str]:
+    """The only name that the blob of an entry can have; None where its format is unusable."""
+    extension = value.get("format") if isinstance(value, dict) else None
+    return f"{key}.{extension}" if isinstance(extension, str) and is_format(extension) else None
+
+
 def entry_visitor(
     take_size: Callable[[str, int], int],
     on_session: Callable[[Session], object],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from storage_manager.base.errors import StoreError, describe_errno, failing_as
+from storage_manager.base.errors import ListingIncomplete, StoreError, describe_errno, failing_as
 from storage_manager.base.times import from_timestamp
 from storage_manager.store.directory import Store
 from storage_manager.store.entry import entry_visitor
@@ -69,9 +69,10 @@ class Inventory:
         self._others[key] = (len(self._sessions), what)
 
     def snapshot(self, now: datetime) -> Snapshot:
-        """The result, once every member has been visited. Raises StoreError."""
+        """The result, once every member has been visited. Raises ListingIncomplete, StoreError."""
         if len(self._formats) > 1 or (self._others and any(session.guid in self._others for session in self._sessions)):
             self._settle_repeats()
+        self._look_up()
         anomalies = [
             Anomaly(UNREADABLE, name, 0, describe_errno(what))
             if isinstance(what, OSError)
@@ -107,6 +108,26 @@ class Inventory:
         torn = sorted(name for name in leftovers if name.startswith(ASIDE_PREFIX))
         leftovers.update((name, 0) for name in self._odd if is_commit_file(name))
         return Snapshot(self._sessions, dangling, anomalies, torn, leftovers)
+
+    def _look_up(self) -> None:
+        """Look each blob up that the listing lacks: absence from a listing is not absence, only ENOENT is.
+
+        A listing can be short without an error: NFS, FUSE, a failing disk. Raises ListingIncomplete.
+        """
+        found = []
+        for _, what in self._others.values():
+            if isinstance(what, str) or what.blob_name in self._odd:
+                continue
+            try:
+                self._store.stat(what.blob_name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._odd[what.blob_name] = error
+                continue
+            found.append(what.blob_name)
+        if found:
+            raise ListingIncomplete(self._store.path, len(found), found[0])
 
     def _settle_repeats(self) -> None:
         """As in every JSON reader, the last of several members with one key counts.

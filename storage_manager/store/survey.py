@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock, Patience
+from storage_manager.base.errors import ListingIncomplete
 from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
 from storage_manager.store.directory import Store, open_store, stores_below
@@ -21,6 +23,9 @@ EXAMPLES = 5
 
 # For so long a busy client may leave a large metadata.json torn without anybody being told.
 SILENCE_SECS = 5.0
+
+# A client may save a session anew between the listing and the look at its name. Not three times in a row.
+LISTINGS = 3
 
 
 class Totals(NamedTuple):
@@ -37,9 +42,15 @@ class Totals(NamedTuple):
 def survey(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optional[Reading]]:
     """One consistent look at a store: its snapshot, and the metadata it came from (None: there is none).
 
-    Takes no lock. The caller closes the reading. Raises MetadataCorrupt, StoreError, Interrupted.
+    Takes no lock. The caller closes the reading. Raises MetadataCorrupt, ListingIncomplete, StoreError, Interrupted.
     """
+    for _ in range(LISTINGS - 1):
+        with suppress(ListingIncomplete):
+            return _look(store, clock, log)
+    return _look(store, clock, log)
 
+
+def _look(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optional[Reading]]:
     def take_inventory(data: bytes) -> Inventory:
         inventory = Inventory(store)  # after the bytes were read, and anew at each attempt
         visit_members(data, inventory.visitor())

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from client import Client
@@ -61,6 +64,27 @@ def test_unfinished_text_stays_while_it_may_tell_of_a_session(
     done = repair(terms(storage), Clock(), LOG)
     assert (list(done.kept), list(done.removed)) == (([TORN], []) if is_kept else ([], [TORN]))
     assert leftovers(storage) == [TORN] * is_kept
+
+
+@pytest.mark.parametrize(("text", "is_kept"), [(GUID, True), (GUID.upper(), False), ("", False)])
+@pytest.mark.parametrize("extension", ["json", "png"])
+def test_unfinished_text_stays_when_the_listing_lacks_the_blob_that_it_names(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, text: str, is_kept: bool, extension: str
+) -> None:
+    """Its format is that of another session, or told by the text itself."""
+    make_store(storage, 1)
+    text = f'{{"{text}": {{"format" : "{extension}", "si'
+    put(storage, TORN, ("x" * ((1 << 20) - 40 - len(text) // 2) + text).encode(), 2 * HOUR_SECS)
+    blob = put(storage, f"{GUID}.{extension}", b"x", 3 * HOUR_SECS)
+    real = os.scandir
+
+    @contextmanager
+    def scandir(where: Any) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with real(where) as items:
+            yield (item for item in items if item.name != blob.name)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert list(repair(terms(storage), Clock(), LOG).kept) == [TORN] * is_kept
 
 
 def test_a_dangling_entry_whose_blob_comes_back_stays(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:

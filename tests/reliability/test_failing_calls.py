@@ -299,6 +299,52 @@ def test_a_failing_call_is_told_and_loses_nothing(
     assert faults and not problems, f"{len(problems)} of {len(faults)} cases:\n" + "\n".join(problems)
 
 
+@pytest.mark.parametrize("kind", ["cut once", "cut each time", "a hole each time"])
+@pytest.mark.parametrize("name", ["repair", *(name for name, scenario in SCENARIOS.items() if scenario.all_calls)])
+def test_a_listing_that_is_short_loses_nothing(
+    room: Path, pauses: Pauses, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    """Every listing, cut at every place, without an error: as of NFS, FUSE, a failing disk."""
+    trial = Trial(room, name, pauses, monkeypatch, capfd)
+    calls = [call.name for call in trial.calls()]
+    refused = 0
+    for listing in range(calls.count("scandir") + calls.count("listdir")) if kind == "cut once" else [0]:
+        for place in range(len(os.listdir(trial.template)) + 2):  # a lock and a draft may be listed, too
+            number, step = -1, -1
+
+            def handle(
+                count: int, call: Call, go: Callable[..., Any], listing: int = listing, place: int = place
+            ) -> Any:
+                nonlocal number, step
+                if call.name in ("scandir", "listdir"):
+                    number, step = number + 1, -1
+                short = number == listing or kind != "cut once"
+                end = place + 1 if kind == "a hole each time" else None
+                if call.name == "listdir" and short:
+                    found = go()
+                    return found[:place] + (found[end:] if end else [])
+                if call.name == "getdents":
+                    step += 1
+                    if short and step == place:
+                        if end is None:
+                            raise StopIteration
+                        go()
+                return go()
+
+            code, err, client = trial.run(handle)
+            where = f"{kind}, listing {listing}, item {place}: {err}"
+            told = [item["event"] for item in events(err)]
+            is_refused = "storage_manager.listing_incomplete" in told
+            refused += is_refused
+            assert code in ((1,) if is_refused else (0, 1)) and "Traceback" not in err, where
+            check(trial.work, trial.scene, where)
+            key = looks(trial.work), client.state
+            if key not in trial.tried:
+                trial.tried.add(key)
+                expect_convergence(trial.work, trial.scene, client, where)
+    assert refused or kind == "cut once" or trial.scene.missing
+
+
 TRANSFERS = ("pread", "read", "pwrite", "write")
 
 

@@ -157,7 +157,7 @@ class _Listing:
 
 class _Entry:
     def __init__(self, item: os.DirEntry[str], decide: Handler) -> None:
-        self.name = item.name
+        self.name, self.path, self.is_dir = item.name, item.path, item.is_dir
         self._item = item
         self._decide = decide
 
