@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Optional, TypeVar
 
 from storage_manager.base.log import LEVELS, EventLog
-from storage_manager.base.quantity import BYTES_PER_MB, parse_number, parse_positive, parse_size_bytes
+from storage_manager.base.quantity import BYTES_PER_MB, parse_number, parse_positive, parse_size_bytes, size
 from storage_manager.base.text import printable
 from storage_manager.seq.server import Secret, SeqServer, seq_server
 
@@ -27,17 +27,44 @@ LONGEST_INTERVAL_MINS = 366 * 24 * 60.0
 # A lock is young while its holder writes its line; treating one as stale within seconds would break it.
 SHORTEST_LOCK_STALE_SECS = 30.0
 LONGEST_LOCK_STALE_SECS = 366 * 24 * 3600.0
+
+# Every variable of ours, without the prefix: what nearly is one of these is a slip of the keyboard.
+NAMES = (
+    "STORAGE", "STORAGE_DIR", "DATA_DIR", "ENV", "MAX_STORAGE_MB", "HOUSEKEEPING_INTERVAL_MINS",
+    "HOUSEKEEPER_LOCK_STALE_SECONDS", "HOUSEKEEPER_HEARTBEAT_FILE", "LOG_LEVEL", "LOG_JSON", "LOG_FILE", "METRICS_FILE",
+    "SEQ_URL", "SEQ_API_KEY",
+)  # fmt: skip
+_LIMIT = "MAX_STORAGE_MB"
+
+# How alike, of 1, two names are before one is taken for the other. STORAGE_URL is 0.82 like STORAGE_DIR.
+_ALIKE = 0.85
+# In any order, these words can only mean the limit.
+_LIMIT_WORDS = {"MAX", "MAXIMUM", "LIMIT", "QUOTA", "SIZE"}
+_STORE_WORDS = {"STORAGE", "STORE"}
+_UNIT_WORDS = {"B", "BYTES", "KB", "KIB", "M", "MB", "MIB", "G", "GB", "GIB", "TB", "TIB"}
+
+# A value in quotes, which docker's --env-file keeps; then perhaps a comment.
+_QUOTED = re.compile(r"""(?:"([^"]*)"|'([^']*)')(?:\s+#.*)?""", re.DOTALL)
+_COMMENTED = re.compile(r"([^#\s].*?)\s+#.*", re.DOTALL)
+
+# Where a limit comes from.
+SET, DEFAULT, OFF, INVALID = "set", "default", "off", "invalid"
 Value = TypeVar("Value")
 
 
 class Fallback(NamedTuple):
-    """A variable whose value could not be used."""
+    """A variable whose value could not be used, or which is none of ours but was probably meant to be."""
 
     variable: str
     value: str
     """Shortened and printable."""
     default: str
+    """What is used instead; of a name that is none of ours, the name that was probably meant."""
     reason: str
+    is_error: bool = False
+    """Whether somebody must act: nothing is deleted until then."""
+    is_unknown: bool = False
+    """Whether it is the name that is wrong."""
 
 
 class Settings(NamedTuple):
@@ -49,7 +76,8 @@ class Settings(NamedTuple):
     environment: Optional[str]
     """PROD, TEST, or None when nobody says."""
     interval_secs: float
-    max_storage_bytes: int
+    max_storage_bytes: Optional[int]
+    """None: deletion is switched off."""
     lock_stale_secs: float
     log_level: int
     log_json: Optional[bool]
@@ -66,6 +94,14 @@ class Settings(NamedTuple):
     """A service manager restarts the loop when it hears nothing for this long."""
     prefix: str
     """What the variables' names begin with."""
+    limit_source: str
+    """SET, DEFAULT, OFF or INVALID: set but not understood, so that the default is in force for the check alone."""
+    limit_problem: Optional[Fallback]
+    """Why nobody has set the limit, although somebody has tried to."""
+
+    @property
+    def limit_variable(self) -> str:
+        return f"{self.prefix}_{_LIMIT}"
 
 
 Load = Callable[[], "tuple[Settings, list[Fallback]]"]
@@ -78,14 +114,14 @@ def read_settings(
     """Settings from the environment, and from the two options that name the store; and what was unusable."""
     reader = _Reader(environ)
     directory, source = reader.storage(storage_dir, data_root)
+    interval_mins = reader.value("HOUSEKEEPING_INTERVAL_MINS", DEFAULT_INTERVAL_MINS, _interval_mins)
+    limit_bytes, limit_source, limit_problem = reader.limit()
     settings = Settings(
         storage_dir=directory,
         storage_source=source,
         environment=reader.text("ENV"),
-        interval_secs=60.0 * reader.value("HOUSEKEEPING_INTERVAL_MINS", DEFAULT_INTERVAL_MINS, _interval_mins),
-        max_storage_bytes=reader.value(
-            "MAX_STORAGE_MB", DEFAULT_MAX_STORAGE_MB * BYTES_PER_MB, parse_size_bytes, shown=str(DEFAULT_MAX_STORAGE_MB)
-        ),
+        interval_secs=60.0 * interval_mins,
+        max_storage_bytes=limit_bytes,
         lock_stale_secs=reader.value(
             "HOUSEKEEPER_LOCK_STALE_SECONDS",
             DEFAULT_LOCK_STALE_SECS,
@@ -100,8 +136,18 @@ def read_settings(
         notify_socket=environ.get("NOTIFY_SOCKET") or None,
         watchdog_secs=_watchdog_secs(environ),
         prefix=reader.prefix,
+        limit_source=limit_source,
+        limit_problem=limit_problem,
     )
+    reader.look_for_slips()
     return settings, reader.fallbacks
+
+
+def limit_text(limit_bytes: Optional[int], source: Optional[str] = None) -> str:
+    """A limit as people are shown it: one that nobody has set is said to be the default."""
+    if limit_bytes is None:
+        return "no limit"
+    return size(limit_bytes) + (" (default)" if source in (DEFAULT, INVALID) else "")
 
 
 def absolute(path: str) -> str:
@@ -114,9 +160,19 @@ def absolute(path: str) -> str:
 
 def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:
     for fallback in fallbacks:
-        log.warning(
+        if fallback.is_unknown:
+            log.warning(
+                "housekeeper.unknown_env",
+                f"{fallback.variable} is not looked at: {fallback.reason} {fallback.default}?",
+                variable=fallback.variable,
+                suggestion=fallback.default,
+            )
+            continue
+        emit = log.error if fallback.is_error else log.warning
+        emit(
             "housekeeper.invalid_env",
-            f"{fallback.variable} is {fallback.value!r}: {fallback.reason}; using {fallback.default}",
+            f"{fallback.variable} is {fallback.value!r}: {fallback.reason}; using {fallback.default}"
+            + ("; nothing is deleted for its sake" if fallback.is_error else ""),
             variable=fallback.variable,
             value=fallback.value,
             default=fallback.default,
@@ -129,23 +185,56 @@ class _Reader:
         self._environ = environ
         self.fallbacks: list[Fallback] = []
         self.prefix = environ.get(PREFIX_VARIABLE, "").strip() or DEFAULT_PREFIX
+        self._wrong_prefix: Optional[Fallback] = None
         if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.prefix, re.ASCII) is None:
-            self._fall_back(PREFIX_VARIABLE, self.prefix, DEFAULT_PREFIX, "it cannot begin a variable's name")
-            self.prefix = DEFAULT_PREFIX
+            # The limit is looked for under another name than the one that somebody has given it.
+            is_error = f"{DEFAULT_PREFIX}_{_LIMIT}" not in environ
+            self._fall_back(PREFIX_VARIABLE, self.prefix, DEFAULT_PREFIX, "it cannot begin a variable's name", is_error)
+            self.prefix, self._wrong_prefix = DEFAULT_PREFIX, self.fallbacks[-1] if is_error else None
+        shorter = self.prefix.rstrip("_")
+        if shorter and shorter != self.prefix and not any(f"{self.prefix}_{name}" in environ for name in NAMES):
+            self._fall_back(PREFIX_VARIABLE, self.prefix, shorter, "the _ behind it is added anyway")
+            self.prefix = shorter
 
     def text(self, name: str) -> Optional[str]:
         """A variable's value; None when it is unset or blank."""
         return self._environ.get(f"{self.prefix}_{name}", "").strip() or None
 
     def value(self, name: str, default: Value, parse: Callable[[str], Value], shown: Optional[str] = None) -> Value:
-        text = self.text(name)
+        text = _bare(self.text(name))
         if text is None:
             return default
         try:
             return parse(text)
         except ValueError as error:
-            self._fall_back(f"{self.prefix}_{name}", text, shown or f"{default:g}", str(error))
+            self._fall_back(f"{self.prefix}_{name}", self.text(name) or "", shown or f"{default:g}", str(error))
             return default
+
+    def limit(self) -> tuple[Optional[int], str, Optional[Fallback]]:
+        """(bytes, where they come from, why they are not what somebody wanted)."""
+        default = DEFAULT_MAX_STORAGE_MB * BYTES_PER_MB
+        text = _bare(self.text(_LIMIT))
+        if text is None:
+            return default, INVALID if self._wrong_prefix else DEFAULT, self._wrong_prefix
+        if text.lower() == "off":
+            return None, OFF, None
+        try:
+            return parse_size_bytes(text), SET, None
+        except ValueError as error:
+            reason = f"{error} (`off` switches deletion off)"
+            given = self.text(_LIMIT) or ""
+            self._fall_back(f"{self.prefix}_{_LIMIT}", given, str(DEFAULT_MAX_STORAGE_MB), reason, is_error=True)
+            return default, INVALID, self.fallbacks[-1]
+
+    def look_for_slips(self) -> None:
+        """Tell of variables that are none of ours, but nearly."""
+        start = f"{self.prefix}_"
+        for variable in sorted(self._environ):
+            if variable.startswith(start) and variable[len(start) :] not in NAMES:
+                meant = _meant(variable[len(start) :])
+                if meant is not None:
+                    slip = Fallback(printable(variable, 80), "", start + meant, "did you mean", is_unknown=True)
+                    self.fallbacks.append(slip)
 
     def storage(self, storage_dir: Optional[str], data_root: Optional[str]) -> tuple[str, str]:
         """(directory, where it was named)."""
@@ -187,8 +276,8 @@ class _Reader:
         name = f"storage_manager-{os.geteuid()}-{checksum:08x}.heartbeat"
         return os.path.join(directory if os.path.isabs(directory) else "/tmp", name)
 
-    def _fall_back(self, variable: str, value: str, default: str, reason: str) -> None:
-        self.fallbacks.append(Fallback(variable, printable(value, 80), default, reason))
+    def _fall_back(self, variable: str, value: str, default: str, reason: str, is_error: bool = False) -> None:
+        self.fallbacks.append(Fallback(variable, printable(value, 80), default, reason, is_error))
 
 
 def _watchdog_secs(environ: Mapping[str, str]) -> Optional[float]:
@@ -199,6 +288,32 @@ def _watchdog_secs(environ: Mapping[str, str]) -> Optional[float]:
         return parse_positive(environ.get("WATCHDOG_USEC", ""), LONGEST_INTERVAL_MINS * 60e6) / 1e6
     except ValueError:  # none, or none that makes sense; it is not ours to complain about
         return None
+
+
+def _bare(text: Optional[str]) -> Optional[str]:
+    """A value without the quotes and the comment that some readers of environment files leave in it."""
+    if text is None:
+        return None
+    quoted = _QUOTED.fullmatch(text)
+    if quoted is not None:
+        return (quoted.group(1) or quoted.group(2) or "").strip() or None
+    commented = _COMMENTED.fullmatch(text)
+    return text if commented is None else commented.group(1)
+
+
+def _meant(name: str) -> Optional[str]:
+    """The name of ours that somebody has probably meant."""
+    words = set(name.strip("_").split("_"))
+    if words & _STORE_WORDS and words & _LIMIT_WORDS and words <= _STORE_WORDS | _LIMIT_WORDS | _UNIT_WORDS:
+        return _LIMIT
+    for known in NAMES:
+        if known.startswith("HOUSEKEEP") and known.endswith("_" + name) and "_" in name:
+            return known
+    if not any(name[:1] == known[:1] and abs(len(name) - len(known)) <= 4 for known in NAMES):
+        return None
+    from difflib import get_close_matches  # few environments have a name that comes so near
+
+    return next(iter(get_close_matches(name, NAMES, 1, _ALIKE)), None)
 
 
 def _interval_mins(text: str) -> float:

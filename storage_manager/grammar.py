@@ -16,7 +16,12 @@ from storage_manager.base.log import LEVELS
 from storage_manager.base.output import Output
 from storage_manager.base.quantity import parse_count, parse_number, parse_size_bytes
 from storage_manager.base.text import printable
-from storage_manager.config import DEFAULT_LOCK_STALE_SECS, DEFAULT_PREFIX, DEFAULT_STORAGE_DIR
+from storage_manager.config import (
+    DEFAULT_LOCK_STALE_SECS,
+    DEFAULT_PREFIX,
+    DEFAULT_STORAGE_DIR,
+    SHORTEST_LOCK_STALE_SECS,
+)
 
 Value = TypeVar("Value")
 
@@ -58,9 +63,9 @@ def _lock_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lock-stale-seconds",
         metavar="SECS",
-        type=_by(parse_number),
+        type=_by(lambda text: parse_number(text, SHORTEST_LOCK_STALE_SECS)),
         default=DEFAULT_LOCK_STALE_SECS,
-        help="age from which a lock file of the previous housekeeper counts as left behind (default: 3600)",
+        help="age from which a lock file of the previous housekeeper counts as left behind, from 30 (default: 3600)",
     )
 
 
@@ -91,7 +96,7 @@ def _purge(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_by(parse_number),
         default=30.0,
-        help="age in days of 24 hours (default: 30); 0 is everything, and asks first",
+        help="age in days of 24 hours (default: 30); 0 is everything, and asks first, as any age below a minute",
     )
     parser.add_argument("--group", metavar="G", help="only this group's sessions")
     parser.add_argument(

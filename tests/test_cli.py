@@ -303,6 +303,7 @@ WRONG = [
     ["run-loop", "--max-mb", "5"],
     *(["purge", "--age-days", value] for value in ("-1", "nan", "inf", "soon", "", "1e999", "5_000", "٣")),
     *(["purge", flag, "nan"] for flag in ("--lock-timeout", "--lock-stale-seconds")),
+    *([name, "--lock-stale-seconds", secs] for name in ("purge", "check") for secs in ("0", "29.9", "1e-300")),
 ]
 WRONG_PRUNE = [
     ["prune-size"],
@@ -318,7 +319,7 @@ WRONG_PRUNE = [
     ["prune-size", "--max-mb", "5", "--keep-last", "-1"],
     ["prune-size", "--max-mb", "5", "--keep-last", "1.5"],
     ["prune-size", "--max-mb", "5", "--lock-timeout", "inf"],
-    ["prune-size", "--max-mb", "5", "--lock-stale-seconds", "-1"],
+    *(["prune-size", "--max-mb", "5", "--lock-stale-seconds", secs] for secs in ("-1", "0", "29.9", "1e-300")),
 ]
 
 

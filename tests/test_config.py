@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import random
+import re
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,6 +21,7 @@ from storage_manager.config import (
     DEFAULT_MAX_STORAGE_MB,
     DEFAULT_PREFIX,
     DEFAULT_STORAGE_DIR,
+    NAMES,
     PREFIX_VARIABLE,
     Fallback,
     Settings,
@@ -140,7 +144,28 @@ def test_the_storage_limit_is_in_megabytes_or_has_a_unit(text: str, size: int) -
 
 
 @pytest.mark.parametrize(
-    "text", [*NO_NUMBERS, "0", "0M", "1e-9", "9e12", "1e300", "99E", "5X", "M", "1024 MB MB"], ids=short
+    "text",
+    [
+        *NO_NUMBERS,
+        "0",
+        "0M",
+        "51,200",
+        "50 %",
+        "9OO",
+        "none",
+        '"512',
+        "512'",
+        "# 512",
+        "50 G B",
+        "1e-9",
+        "9e12",
+        "1e300",
+        "99E",
+        "5X",
+        "M",
+        "1024 MB MB",
+    ],
+    ids=short,
 )
 def test_an_unusable_storage_limit_falls_back_to_a_gigabyte(text: str) -> None:
     found, told = fallback(**{MAX_STORAGE: text})
@@ -177,6 +202,115 @@ def test_a_reported_value_is_short_and_printable() -> None:
         assert told.value.isprintable()
         assert told.value.startswith("5")
         assert len(told.value) <= 80
+
+
+CLEAR = {
+    "50Gi": 50 << 30, "512Mi": 512 << 20, "10GB": 10 << 30, "3 ki": 3072, "1.5gib": 3 << 29, "7 B": 7,
+    "1e3": 1000 << 20, "+2TB": 2 << 40, ".5 Pi": 1 << 49,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", ["{}", '"{}"', "'{}'", "' {} '", "{} # why", '"{}"  # why', "{}\t#", "  {}\r\n"])
+@pytest.mark.parametrize("text", CLEAR)
+def test_a_clear_size_is_understood_however_it_is_wrapped(text: str, wrapped: str) -> None:
+    found = settings(**{MAX_STORAGE: wrapped.format(text)})
+    assert (found.max_storage_bytes, found.limit_source) == (CLEAR[text], "set")
+
+
+@pytest.mark.parametrize("wrapped", ["{}", '"{}"', "'{}'", "{} # why", "' {} '\t# why"])
+def test_quotes_and_comments_are_none_of_a_numbers_or_a_choices_value(wrapped: str) -> None:
+    found = settings(**{
+        INTERVAL: wrapped.format("5"), LOCK_STALE: wrapped.format("45"), "GOFR_DIG_LOG_LEVEL": wrapped.format("error"),
+        "GOFR_DIG_LOG_JSON": wrapped.format("no"),
+    })  # fmt: skip
+    assert (found.interval_secs, found.lock_stale_secs) == (300, 45)
+    assert (found.log_level, found.log_json) == (logging.ERROR, False)
+
+
+@pytest.mark.parametrize("text", ["off", "Off", '"off"', "off # for now"])
+def test_off_is_no_limit(text: str) -> None:
+    found = settings(**{MAX_STORAGE: text})
+    assert (found.max_storage_bytes, found.limit_source, found.limit_problem) == (None, "off", None)
+
+
+@pytest.mark.parametrize("blank", ["", " ", '""', "' '"])
+def test_a_limit_that_is_not_set_is_said_to_be_the_default(blank: str) -> None:
+    found = settings(**{MAX_STORAGE: blank})
+    assert (found.max_storage_bytes, found.limit_source, found.limit_problem) == (1024 * MB, "default", None)
+
+
+def test_of_random_text_a_limit_is_what_it_says_or_a_problem(seeds: Callable[[int], range]) -> None:
+    """What is taken for a size has one number, and at most one unit and what wraps it; all else is a problem."""
+    plain = re.compile(r"""\s*(["']?)\s*\+?([\d.]+(?:[eE][+-]?\d+)?)\s*([kmgtpe]?i?b?)\s*\1(\s+#.*)?\s*""", re.I | re.S)
+    taken = 0
+    for seed in seeds(4000):
+        rng = random.Random(seed)
+        text = "".join(rng.choice("0159.,eE+-kKMGTiBb \t\"'#%_xO\u0663") for _ in range(rng.randrange(1, 9)))
+        found, problems = read_settings({MAX_STORAGE: text}, None, None)
+        if found.limit_source == "set":
+            taken += 1
+            match = plain.fullmatch(text)
+            assert match is not None and match.group(2).isascii(), repr(text)
+            power = " kmgtpe".index((match.group(3).lower().rstrip("b").rstrip("i") or " ")[0])
+            unit = 1 if match.group(3).lower() == "b" else 1024**power if power else MB
+            assert found.max_storage_bytes == int(float(match.group(2)) * unit), repr(text)
+        elif found.limit_source == "default":
+            assert text.strip(" \t\"'") == "", repr(text)
+        else:
+            assert (found.limit_source, found.max_storage_bytes) == ("invalid", 1024 * MB), repr(text)
+            assert found.limit_problem is problems[0] and problems[0].is_error
+    assert taken > 10
+
+
+# --- Names that are nearly ours
+
+SLIPS = {
+    "MAX_STORAGE_GB": "MAX_STORAGE_MB", "STORAGE_LIMIT_MB": "MAX_STORAGE_MB", "STORAGE_LIMIT": "MAX_STORAGE_MB",
+    "MAX_STORAGE": "MAX_STORAGE_MB", "STORAGE_MAX_SIZE_BYTES": "MAX_STORAGE_MB", "MAX_STORAGE_MB_": "MAX_STORAGE_MB",
+    "_MAX_STORAGE_MB": "MAX_STORAGE_MB", "MAX_STORGE_MB": "MAX_STORAGE_MB", "STORAGE_QUOTA": "MAX_STORAGE_MB",
+    "HOUSEKEEPING_INTERVAL_MINUTES": "HOUSEKEEPING_INTERVAL_MINS", "HEARTBEAT_FILE": "HOUSEKEEPER_HEARTBEAT_FILE",
+    "INTERVAL_MINS": "HOUSEKEEPING_INTERVAL_MINS", "LOCK_STALE_SECONDS": "HOUSEKEEPER_LOCK_STALE_SECONDS",
+    "LOGLEVEL": "LOG_LEVEL", "LOG_FILES": "LOG_FILE", "SEQ_APIKEY": "SEQ_API_KEY",
+}  # fmt: skip
+OTHERS = [
+    "PORT", "HOST", "API_KEY", "JWT_SECRET", "DATA", "ROOT", "LOGS", "LOG_DIR", "MAX_TOKENS", "STORAGE_TYPE",
+    "MCP_PORT", "STORAGE_URL", "MAX_SIZE", "MAX_STORAGE_FILES", "METRICS_PORT", "ENVIRONMENT", "STORE", "SIZE_MB",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_name_that_nearly_is_one_of_ours_is_told_with_the_right_one(name: str) -> None:
+    found, told = fallback(**{f"GOFR_DIG_{name}": "SECRET"})
+    assert (told.variable, told.default, told.is_unknown) == (f"GOFR_DIG_{name}", f"GOFR_DIG_{SLIPS[name]}", True)
+    assert "SECRET" not in repr(told)
+    assert found == settings()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_name_of_the_services_own_is_not_taken_for_a_slip(name: str) -> None:
+    assert settings(**{f"GOFR_DIG_{name}": "x"}) == settings()
+
+
+def test_the_names_of_ours_are_those_that_are_asked_for() -> None:
+    asked = set()
+
+    class Environment(dict):  # type: ignore[type-arg]
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.add(name)
+            return "http://seq" if name == "GOFR_DIG_SEQ_URL" else default
+
+    read_settings(Environment(), None, None)
+    assert {name for name in asked if name.startswith("GOFR_DIG_")} == {f"GOFR_DIG_{name}" for name in NAMES}
+
+
+def test_a_prefix_with_the_underscore_behind_it_is_told_and_used_without() -> None:
+    found, told = fallback(**{PREFIX_VARIABLE: "MY_SERVICE_", "MY_SERVICE_MAX_STORAGE_MB": "5"})
+    assert (told.variable, told.default, found.prefix) == (PREFIX_VARIABLE, "MY_SERVICE", "MY_SERVICE")
+    assert found.max_storage_bytes == 5 * MB
+
+
+def test_a_prefix_that_really_ends_so_is_taken_as_it_is() -> None:
+    assert settings(**{PREFIX_VARIABLE: "MY_", "MY__MAX_STORAGE_MB": "5"}).max_storage_bytes == 5 * MB
 
 
 # --- The log
@@ -297,7 +431,7 @@ def test_no_value_whatever_of_any_variable_is_an_error() -> None:
         names = ("HOUSEKEEPING_INTERVAL_MINS", "MAX_STORAGE_MB", "HOUSEKEEPER_LOCK_STALE_SECONDS", "LOG_JSON", "ENV")
         found, _ = read_settings({f"GOFR_DIG_{name}": value for name in names} | {PREFIX_VARIABLE: value}, None, None)
         assert found.interval_secs > 0
-        assert found.max_storage_bytes > 0
+        assert found.max_storage_bytes is not None and found.max_storage_bytes > 0
         assert found.lock_stale_secs >= 30
 
 

@@ -94,6 +94,28 @@ class CommitContended(StorageManagerError):
     """metadata.json changed under every attempt to commit. The entries stay, dangling; nothing is lost."""
 
 
+class LimitNotSet(StorageManagerError):
+    """Sessions would have to go for a limit that nobody has set: the one that was set cannot be understood."""
+
+    event = "storage_manager.prune.held"
+
+    def __init__(self, message: str, variable: str, limit_bytes: int, victim_count: int, victim_bytes: int) -> None:
+        self.variable = variable
+        self.limit_bytes = limit_bytes
+        self.victim_count = victim_count
+        self.victim_bytes = victim_bytes
+        super().__init__(message)
+
+    @property
+    def fields(self) -> dict[str, object]:
+        return {
+            "variable": self.variable,
+            "limit_bytes": self.limit_bytes,
+            "victim_count": self.victim_count,
+            "victim_bytes": self.victim_bytes,
+        }
+
+
 class LockBusy(StorageManagerError):
     """Another prune holds the lock."""
 

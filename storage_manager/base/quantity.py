@@ -15,7 +15,7 @@ _SIZE = re.compile(rf"({_NUMBER.pattern})\s*([A-Za-z]*)", re.ASCII)
 _UNITS = {"": BYTES_PER_MB, "b": 1}
 
 for _power, _letter in enumerate("kmgtpe", start=1):
-    _UNITS.update({_letter: 1024**_power, f"{_letter}b": 1024**_power, f"{_letter}ib": 1024**_power})
+    _UNITS.update({f"{_letter}{_rest}": 1024**_power for _rest in ("", "b", "i", "ib")})
 
 
 def parse_number(text: str, at_least: float = 0.0, at_most: float = math.inf) -> float:
@@ -49,7 +49,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_size_bytes(text: str) -> int:
-    """A size above zero in bytes: a plain number is MB; units are powers of 1024 (512M, 10GB, 1.5 GiB)."""
+    """A size above zero in bytes: a plain number is MB; units are powers of 1024 (512M, 10GB, 50Gi, 1.5 GiB)."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError("it is not a size such as 512, 512M, 10GB or 1.5 GiB")

@@ -11,7 +11,7 @@ from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, describe_errno
 from storage_manager.base.process import condition
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
-from storage_manager.config import Settings, absolute
+from storage_manager.config import Settings, absolute, limit_text
 from storage_manager.loop.heartbeat import CYCLE, Heartbeat, ago, verdict
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, as_json, decode
 from storage_manager.loop.status_file import read_file
@@ -76,7 +76,7 @@ def _facts(heartbeat: Heartbeat, now: datetime) -> str:
         if last.exit_code != EXIT_OK:
             facts[-1] += f" with exit code {last.exit_code} ({last.sentence})"
         if last.usage_bytes is not None and last.session_count is not None:
-            held = f"{quantity.size(last.usage_bytes)} of {quantity.size(last.limit_bytes)}"
+            held = f"{quantity.size(last.usage_bytes)} of {limit_text(last.limit_bytes, last.limit_source)}"
             facts.append(f"{held} in {quantity.counted(last.session_count, 'session')}")
         if last.suggested_dirs:
             facts.append(f"did you mean --storage-dir {last.suggested_dirs[0]}?")

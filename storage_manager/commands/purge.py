@@ -16,6 +16,9 @@ from storage_manager.store.snapshot import Snapshot
 
 NAME = "purge"
 
+# A younger age than a minute keeps at most what was saved while the command was typed: it means everything.
+NO_AGE_DAYS = 1 / (24 * 60)
+
 
 def run(args: argparse.Namespace, context: Context) -> int:
     if args.orphans and args.group is not None:
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         lock_timeout_secs=args.lock_timeout,
         lock_stale_secs=args.lock_stale_seconds,
     )
-    needs_answer = args.age_days == 0 and not (args.yes or args.dry_run)
+    needs_answer = args.age_days < NO_AGE_DAYS and not (args.yes or args.dry_run)
     if needs_answer and not confirmed(_warning(job, args.orphans), context.clock):
         context.log.info("storage_manager.purge.cancelled", "cancelled; nothing was deleted", group=args.group)
         if args.json:

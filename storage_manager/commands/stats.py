@@ -11,6 +11,7 @@ from storage_manager.base.output import Output
 from storage_manager.base.text import printable
 from storage_manager.base.times import utc_text
 from storage_manager.commands import Context, tables
+from storage_manager.config import Settings, limit_text
 from storage_manager.store.snapshot import Snapshot
 from storage_manager.store.survey import take_snapshot
 
@@ -18,7 +19,7 @@ from storage_manager.store.survey import take_snapshot
 def run(args: argparse.Namespace, context: Context) -> int:
     settings = context.settings
     snapshot, findings = take_snapshot(settings.storage_dir, context.clock, context.log)
-    facts = _facts(snapshot.scoped(args.group), settings.storage_dir, args.group, settings.max_storage_bytes)
+    facts = _facts(snapshot.scoped(args.group), settings, args.group)
     facts["suggested_dirs"] = findings.suggested_dirs
     if args.json:
         context.out.json(facts)
@@ -27,13 +28,14 @@ def run(args: argparse.Namespace, context: Context) -> int:
     context.log.info(
         "storage_manager.stats.summary",
         f"{quantity.counted(facts['session_count'], 'session')}, {quantity.size(facts['usage_bytes'])} "
-        f"of {quantity.size(facts['limit_bytes'])}",
+        f"of {limit_text(facts['limit_bytes'], facts['limit_source'])}",
         **{name: value for name, value in facts.items() if name != "groups"},
     )
     return EXIT_OK
 
 
-def _facts(snapshot: Snapshot, storage_dir: str, group: Optional[str], limit_bytes: int) -> dict[str, Any]:
+def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str]) -> dict[str, Any]:
+    limit_bytes = settings.max_storage_bytes
     groups: dict[Optional[str], list[int]] = {}
     declared = 0
     for session in snapshot.sessions:
@@ -44,7 +46,7 @@ def _facts(snapshot: Snapshot, storage_dir: str, group: Optional[str], limit_byt
     usage = snapshot.usage_bytes
     session_bytes = snapshot.session_bytes
     return {
-        "storage_dir": storage_dir,
+        "storage_dir": settings.storage_dir,
         "group": group,
         "session_count": len(snapshot.sessions),
         "session_bytes": session_bytes,
@@ -53,8 +55,9 @@ def _facts(snapshot: Snapshot, storage_dir: str, group: Optional[str], limit_byt
         "usage_bytes": usage,
         "usage_mb": quantity.megabytes(usage),
         "limit_bytes": limit_bytes,
-        "limit_mb": quantity.megabytes(limit_bytes),
-        "used_percent": round(100 * usage / limit_bytes, 1),
+        "limit_mb": None if limit_bytes is None else quantity.megabytes(limit_bytes),
+        "limit_source": settings.limit_source,
+        "used_percent": None if limit_bytes is None else round(100 * usage / limit_bytes, 1),
         "oldest_created_at": utc_text(snapshot.sessions[0].created_at) if snapshot.sessions else None,
         "newest_created_at": utc_text(snapshot.sessions[-1].created_at) if snapshot.sessions else None,
         "groups": [
@@ -74,8 +77,12 @@ def _print(facts: dict[str, Any], out: Output) -> None:
         out.line(f"           empty; did you mean --storage-dir {printable(suggested)}?")
     if facts["group"] is not None:
         out.line(f"Group      {printable(facts['group'], 200)}")
-    out.line(f"Usage      {quantity.size(usage)} of {quantity.size(limit)}  {facts['used_percent']} %")
-    out.line(f"           {tables.bar(usage, limit, out.encoding)}")
+    if limit is None:
+        out.line(f"Usage      {quantity.size(usage)}; no limit: deletion is switched off")
+    else:
+        shown = limit_text(limit, facts["limit_source"])
+        out.line(f"Usage      {quantity.size(usage)} of {shown}  {facts['used_percent']} %")
+        out.line(f"           {tables.bar(usage, limit, out.encoding)}")
     out.line(f"Sessions   {facts['session_count']:,}, {quantity.size(facts['session_bytes'])}")
     if facts["drift_bytes"]:
         direction = "more" if facts["drift_bytes"] > 0 else "less"

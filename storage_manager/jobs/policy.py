@@ -72,6 +72,13 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
     )
 
 
+def plan_nothing(snapshot: Snapshot) -> Plan:
+    """Delete nothing, whatever there is."""
+    usage = snapshot.usage_bytes
+    kept = [Keep("not_needed", "deletion is switched off", snapshot.sessions)] if snapshot.sessions else []
+    return Plan((), (), "", kept, usage, usage, None, {})
+
+
 def plan_purge(snapshot: Snapshot, age_days: float, group: Optional[str], now: datetime) -> Plan:
     """Choose every session and dangling entry whose age is at least `age_days` times 24 hours; 0 chooses all."""
     scope = snapshot.scoped(group)

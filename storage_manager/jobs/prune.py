@@ -40,6 +40,8 @@ class Job(NamedTuple):
     lock_stale_secs: float
     explain: bool = False
     """Whether the outcome's plan shall still tell of the sessions that stay."""
+    limit_text: Optional[str] = None
+    """How the limit is shown, where there is more to say than its size."""
 
 
 def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:
@@ -230,7 +232,7 @@ def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> di
     facts["limit_mb"] = quantity.megabytes(job.limit_bytes)
     log.info(
         "storage_manager.prune.check",
-        f"{quantity.size(plan.current_bytes)} of {quantity.size(job.limit_bytes)} in "
+        f"{quantity.size(plan.current_bytes)} of {job.limit_text or quantity.size(job.limit_bytes)} in "
         f"{quantity.counted(len(scope.sessions), 'session')}",
         **facts,
     )

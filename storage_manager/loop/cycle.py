@@ -9,7 +9,7 @@ from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import EXIT_OK
 from storage_manager.base.text import printable
-from storage_manager.config import Settings
+from storage_manager.config import Settings, limit_text
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop.heartbeat import CycleResult
 from storage_manager.store.snapshot import DANGLING
@@ -56,6 +56,7 @@ def result(
         duration_secs=round(duration_secs, 3),
         usage_bytes=None if left is None else left.usage_bytes,
         limit_bytes=settings.max_storage_bytes,
+        limit_source=settings.limit_source,
         session_count=None if left is None else left.session_count,
         deleted_count=progress.deleted_count,
         freed_bytes=progress.freed_bytes,
@@ -67,7 +68,7 @@ def result(
 def summary(done: CycleResult) -> str:
     if done.usage_bytes is None or done.session_count is None or done.exit_code != EXIT_OK:
         return f"the cycle ended with exit code {done.exit_code}: {done.sentence}"
-    held = f"{quantity.size(done.usage_bytes)} of {quantity.size(done.limit_bytes)}"
+    held = f"{quantity.size(done.usage_bytes)} of {limit_text(done.limit_bytes, done.limit_source)}"
     return f"{held} in {quantity.counted(done.session_count, 'session')}; {done.sentence}"
 
 

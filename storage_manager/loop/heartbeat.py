@@ -44,7 +44,8 @@ class CycleResult(NamedTuple):
     duration_secs: float
     usage_bytes: Optional[int]
     """None, as below, when the cycle could not look at the store."""
-    limit_bytes: int
+    limit_bytes: Optional[int]
+    """None: deletion was switched off."""
     session_count: Optional[int]
     deleted_count: int
     freed_bytes: int
@@ -52,6 +53,8 @@ class CycleResult(NamedTuple):
     """kind -> count, for the kinds that occur."""
     suggested_dirs: tuple[str, ...]
     """Where the store probably is instead."""
+    limit_source: Optional[str] = None
+    """As in Settings; None when an older version wrote the file."""
 
 
 class Heartbeat(NamedTuple):

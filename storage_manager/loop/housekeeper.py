@@ -6,20 +6,29 @@ The one exception is asked for: `max_failures`, so that whoever started it can a
 from __future__ import annotations
 
 import gc
+from datetime import datetime
 from typing import Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, Interrupted, StorageManagerError, StoreMissing
+from storage_manager.base.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    Interrupted,
+    LimitNotSet,
+    StorageManagerError,
+    StoreMissing,
+)
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
-from storage_manager.config import Load, Settings, report_fallbacks
-from storage_manager.jobs.plan import sentence
-from storage_manager.jobs.policy import PruneLimits, plan_prune
+from storage_manager.config import Load, Settings, limit_text, report_fallbacks
+from storage_manager.jobs.plan import Plan, sentence
+from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, dry_run, run
 from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
 from storage_manager.loop.status import LoopStatus
+from storage_manager.store.snapshot import Snapshot
 
 
 def run_loop(
@@ -31,14 +40,15 @@ def run_loop(
     """
     with clock.deferred():
         settings, _ = load()
+        limit_bytes = settings.max_storage_bytes
         status = LoopStatus(settings, clock, log, once, only_plan, max_failures)
         log.info(
             "housekeeper.started",
-            f"keeping {settings.storage_dir} below {quantity.size(settings.max_storage_bytes)}, "
-            f"every {settings.interval_secs / 60:g} minutes",
+            f"{_purpose(settings)}, every {settings.interval_secs / 60:g} minutes",
             storage_dir=settings.storage_dir,
             storage_source=settings.storage_source,
-            max_storage_mb=quantity.megabytes(settings.max_storage_bytes),
+            max_storage_mb=None if limit_bytes is None else quantity.megabytes(limit_bytes),
+            limit_source=settings.limit_source,
             interval_mins=settings.interval_secs / 60,
             lock_stale_seconds=settings.lock_stale_secs,
             environment=settings.environment,
@@ -94,17 +104,25 @@ def _turns(
 def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, progress: Progress) -> Ending:
     """One prune, whatever comes of it. Raises nothing."""
     log.info("housekeeper.cycle_start", f"looking after {settings.storage_dir}", storage_dir=settings.storage_dir)
-    limits = PruneLimits(settings.max_storage_bytes, settings.max_storage_bytes)
+    limit_bytes = settings.max_storage_bytes
+    if limit_bytes is None:
+        log.info(
+            "housekeeper.deletion_off",
+            f"{settings.limit_variable} is `off`: nothing is deleted, however much there is",
+            variable=settings.limit_variable,
+            storage_dir=settings.storage_dir,
+        )
     job = Job(
         kind="prune",
         command="run-loop",
         storage_dir=settings.storage_dir,
-        planner=lambda snapshot, now: plan_prune(snapshot, limits, now),
+        planner=lambda snapshot, now: _plan(settings, snapshot, now),
         group=None,
-        limit_bytes=limits.limit_bytes,
-        target_bytes=limits.target_bytes,
+        limit_bytes=limit_bytes,
+        target_bytes=limit_bytes,
         lock_timeout_secs=0.0,
         lock_stale_secs=settings.lock_stale_secs,
+        limit_text=limit_text(limit_bytes, settings.limit_source),
     )
     try:
         outcome = (dry_run if only_plan else run)(job, clock, log, progress)
@@ -136,6 +154,33 @@ def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, pro
             exit_code=exit_code,
         )
     return Ending(exit_code, why)
+
+
+def _plan(settings: Settings, snapshot: Snapshot, now: datetime) -> Plan:
+    """Raises LimitNotSet."""
+    limit_bytes = settings.max_storage_bytes
+    if limit_bytes is None:
+        return plan_nothing(snapshot)
+    plan = plan_prune(snapshot, PruneLimits(limit_bytes, limit_bytes), now)
+    problem = settings.limit_problem
+    if problem is not None and plan.victims:
+        gone = f"{quantity.counted(len(plan.victims), 'session')}, {quantity.size(plan.freed_bytes)}, would have to go"
+        raise LimitNotSet(
+            f"nothing is deleted: {problem.variable} is {problem.value!r}, so nobody has set a limit that can be used. "
+            f"With {limit_text(limit_bytes, settings.limit_source)}, {gone}. Correct {problem.variable}, and restart "
+            "the loop",
+            problem.variable,
+            limit_bytes,
+            len(plan.victims),
+            plan.freed_bytes,
+        )
+    return plan
+
+
+def _purpose(settings: Settings) -> str:
+    if settings.max_storage_bytes is None:
+        return f"looking after {settings.storage_dir}; deletion is switched off"
+    return f"keeping {settings.storage_dir} below {limit_text(settings.max_storage_bytes, settings.limit_source)}"
 
 
 def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None:

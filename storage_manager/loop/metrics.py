@@ -36,7 +36,7 @@ class Metric(NamedTuple):
 METRICS = (
     Metric("build_info", GAUGE, "Always 1; the label has the version of the tool.", "version"),
     Metric("usage_bytes", GAUGE, "What the store held when the last cycle that could look at it had ended."),
-    Metric("limit_bytes", GAUGE, "What the store may hold."),
+    Metric("limit_bytes", GAUGE, "What the store may hold; absent while deletion is switched off."),
     Metric("sessions", GAUGE, "Healthy sessions in the store after that cycle."),
     Metric("anomalies", GAUGE, "What was found besides healthy sessions, by kind.", "kind"),
     Metric("anomaly_bytes", GAUGE, "What the anomalies of a kind hold.", "kind"),
@@ -68,8 +68,11 @@ class Metrics:
         self._values.update(values or {})
         self._values[("build_info", __version__)] = 1
 
-    def configure(self, limit_bytes: int, interval_secs: float) -> None:
-        self._set("limit_bytes", limit_bytes)
+    def configure(self, limit_bytes: Optional[int], interval_secs: float) -> None:
+        if limit_bytes is None:
+            self._values.pop(("limit_bytes", ""), None)
+        else:
+            self._set("limit_bytes", limit_bytes)
         self._set("interval_seconds", interval_secs)
 
     def add_deleted(self, count: int, size_bytes: int) -> None:

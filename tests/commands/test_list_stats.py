@@ -274,6 +274,23 @@ def test_stats_shows_the_limit_and_how_full_the_store_is(storage: Path) -> None:
     assert over["used_percent"] == 300.0
 
 
+@pytest.mark.parametrize(
+    ("limit", "source", "shown"),
+    [
+        ("", "default", "2.9 KB of 1.0 GB (default)"), ("9OO", "invalid", "2.9 KB of 1.0 GB (default)"),
+        ("6000B", "set", "2.9 KB of 5.9 KB  50"), ("off", "off", "2.9 KB; no limit: deletion is switched off"),
+    ],
+)  # fmt: skip
+def test_stats_says_where_the_limit_comes_from(storage: Path, limit: str, source: str, shown: str) -> None:
+    make_store(storage, 3, size=1000)
+    done = run_tool("stats", "--storage-dir", storage, env={"GOFR_DIG_MAX_STORAGE_MB": limit})
+    assert done.returncode == 0
+    assert shown in done.stdout
+    facts = counted(storage, MAX_STORAGE_MB=limit)
+    assert facts["limit_source"] == source
+    assert (facts["limit_bytes"] is None) == (facts["used_percent"] is None) == (limit == "off")
+
+
 @pytest.mark.parametrize(("encoding", "full", "empty"), [("utf-8", "█", "░"), ("ascii", "#", "-")])
 def test_the_bar_is_drawn_with_what_the_output_can_show(storage: Path, encoding: str, full: str, empty: str) -> None:
     make_store(storage, 3, size=1000, group="größe")

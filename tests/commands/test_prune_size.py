@@ -400,7 +400,9 @@ def test_a_live_holder_is_named_and_left_alone(storage: Path) -> None:
     make_store(storage, 3, size=1000)
     holder = {"pid": 4711, "host": "elsewhere", "command": "purge", "started_at": "2026-01-01T00:00:00Z"}
     with held_lock(storage, json.dumps(holder) + "\n"):
-        done = prune(storage, "--max-mb", "1000B", "--lock-stale-seconds", "1")
+        hour_ago = time.time() - 3600
+        os.utime(storage / ".prune_size.lock", (hour_ago, hour_ago))
+        done = prune(storage, "--max-mb", "1000B", "--lock-stale-seconds", "60")
         assert (storage / ".prune_size.lock").read_text() == json.dumps(holder) + "\n"
     assert done.returncode == 2
     assert done.stdout == ""

@@ -210,7 +210,7 @@ def test_a_question_that_cannot_be_shown_is_not_answered(storage: Path) -> None:
     assert left(storage) == set(guids)
 
 
-@pytest.mark.parametrize("zero", ["0", "0.0", "00", "0e5", "+0"])
+@pytest.mark.parametrize("zero", ["0", "0.0", "00", "0e5", "+0", "1e-300", "1e-400", "1e-9", "0.0006"])
 def test_every_spelling_of_zero_asks(storage: Path, zero: str) -> None:
     guids = make_store(storage, 3)
     assert purge(storage, "--age-days", zero, stdin="no\n").returncode == 0

@@ -33,6 +33,7 @@ def result(**changes: Any) -> CycleResult:
         freed_bytes=7,
         anomalies={"orphan": 1},
         suggested_dirs=("/srv/store/sessions",),
+        limit_source="set",
     )._replace(**changes)
 
 
@@ -180,7 +181,7 @@ def test_every_member_that_is_missing_or_odd_is_named() -> None:
         assert fine <= 8, f"{name} takes anything"
     for name in plain["last_cycle"]:
         short = {key: value for key, value in plain["last_cycle"].items() if key != name}
-        if name not in ("usage_bytes", "session_count"):
+        if name not in ("usage_bytes", "session_count", "limit_bytes", "limit_source"):
             with pytest.raises(ValueError, match="last_cycle"):
                 decode(json.dumps({**plain, "last_cycle": short}).encode())
 

@@ -16,10 +16,14 @@ import pytest
 from loops import MINUTE, PATIENCE_SECS, SteppedClock, loop, settings_for
 from stores import blobs, clean_environment, command, event, events, leftovers, make_store, read_entries, run_tool
 
+from storage_manager import config
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog, build_logger
-from storage_manager.config import Fallback, Settings
+from storage_manager.base.process import ALIVE
+from storage_manager.config import Fallback, Settings, read_settings
 from storage_manager.loop import housekeeper
+from storage_manager.loop.heartbeat import verdict
+from storage_manager.loop.heartbeat_json import decode
 from storage_manager.store import reading
 
 
@@ -259,7 +263,8 @@ def test_an_unusable_value_falls_back_to_the_default_with_a_warning(
     exit_code, found = turns.run(lambda: settings_for(storage, **{variable: value}), SteppedClock(1), once=True)
     assert exit_code == 0
     [warning] = [item for item in found if item["event"] == "housekeeper.invalid_env"]
-    assert warning["@l"] == "Warning"
+    # For a limit that cannot be understood nothing is deleted: somebody must act.
+    assert warning["@l"] == ("Error" if variable == "MAX_STORAGE_MB" else "Warning")
     assert warning["variable"] == f"GOFR_DIG_{variable}"
     assert warning["value"] == value
     started = next(item for item in found if item["event"] == "housekeeper.started")
@@ -285,6 +290,113 @@ def test_all_variables_at_once_can_be_unusable_and_the_loop_still_works(storage:
     assert len(warnings["GOFR_DIG_LOG_LEVEL"]["value"]) < 200
     assert "\x1b" not in warnings["GOFR_DIG_MAX_STORAGE_MB"]["value"]
     assert len(blobs(storage)) == 3
+
+
+# A limit that nobody has set
+
+NO_LIMITS = ["51,200", "50 %", "9OO", "nan", "-1", "0", "50 G B", '"512', "# 512", "none", "5.1.2", "12 apples"]
+
+
+@pytest.fixture
+def small_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default is 2 KB, so that a few sessions are beyond it."""
+    monkeypatch.setattr(config, "DEFAULT_MAX_STORAGE_MB", 2)
+    monkeypatch.setattr(config, "BYTES_PER_MB", 1000)
+
+
+@pytest.mark.parametrize("only_plan", [False, True])
+@pytest.mark.parametrize("value", NO_LIMITS)
+def test_nothing_is_deleted_for_a_limit_that_nobody_has_set(
+    storage: Path, turns: Turns, small_default: None, value: str, only_plan: bool
+) -> None:
+    make_store(storage, 5, size=1000)
+    before = {path.name: path.read_bytes() for path in storage.iterdir()}
+    load = lambda: settings_for(storage, MAX_STORAGE_MB=value)  # noqa: E731
+    exit_code, found = turns.run(load, SteppedClock(1), once=True, only_plan=only_plan)
+    assert exit_code == 1
+    [told] = [item for item in found if item["event"] == "storage_manager.prune.held"]
+    assert told["@l"] == "Error"
+    assert (told["victim_count"], told["victim_bytes"], told["limit_bytes"]) == (3, 3000, 2000)
+    assert told["variable"] == "GOFR_DIG_MAX_STORAGE_MB" and told["variable"] in told["@m"] and value in told["@m"]
+    assert "storage_manager.prune.summary" not in keys(found)
+    assert {path.name: path.read_bytes() for path in storage.iterdir()} == before
+
+
+@pytest.mark.parametrize("value", NO_LIMITS)
+def test_within_the_default_a_limit_that_cannot_be_understood_fails_nothing(
+    storage: Path, turns: Turns, small_default: None, value: str
+) -> None:
+    make_store(storage, 2, size=1000)
+    exit_code, found = turns.run(lambda: settings_for(storage, MAX_STORAGE_MB=value), SteppedClock(1), once=True)
+    assert exit_code == 0
+    assert "storage_manager.prune.held" not in keys(found)
+    [started] = [item for item in found if item["event"] == "housekeeper.started"]
+    assert (started["limit_source"], "(default)" in started["@m"]) == ("invalid", True)
+
+
+def test_a_limit_under_a_prefix_that_cannot_be_used_is_one_that_nobody_has_set(
+    storage: Path, turns: Turns, small_default: None
+) -> None:
+    guids = make_store(storage, 5, size=1000)
+    environ = {"STORAGE_MANAGER_ENV_PREFIX": "MY-SERVICE", "MY-SERVICE_MAX_STORAGE_MB": "5"}
+    exit_code, found = turns.run(lambda: read_settings(environ, str(storage), None), SteppedClock(1), once=True)
+    assert exit_code == 1
+    [told] = [item for item in found if item["event"] == "storage_manager.prune.held"]
+    assert told["variable"] == "STORAGE_MANAGER_ENV_PREFIX"
+    assert blobs(storage) == set(guids)
+
+
+def test_a_loop_whose_prune_is_held_goes_on_unhealthy_and_prunes_when_the_limit_can_be_read(
+    storage: Path, turns: Turns, small_default: None
+) -> None:
+    guids = make_store(storage, 5, size=1000)
+    clock = SteppedClock(5)
+    values = iter(["9OO"] * 5 + ["4000B"])  # the first look is at the start
+    shown: list[str] = []
+
+    def load() -> tuple[Settings, list[Fallback]]:
+        found = settings_for(storage, MAX_STORAGE_MB=next(values))
+        path = Path(found[0].heartbeat_file)
+        if path.exists():
+            shown.append(verdict(decode(path.read_bytes()), clock.now(), ALIVE) or "healthy")
+        return found
+
+    exit_code, found = turns.run(load, clock)
+    assert exit_code == 0
+    assert keys(found).count("storage_manager.prune.held") == 4
+    assert len(shown) == 4 and all("nothing is deleted" in sentence for sentence in shown), shown
+    assert blobs(storage) == set(guids[1:])
+
+
+def test_an_unset_limit_is_the_default_and_is_said_to_be(storage: Path, turns: Turns, small_default: None) -> None:
+    guids = make_store(storage, 5, size=1000)
+    exit_code, found = turns.run(lambda: settings_for(storage), SteppedClock(1), once=True)
+    assert exit_code == 0
+    assert blobs(storage) == set(guids[3:])
+    [started] = [item for item in found if item["event"] == "housekeeper.started"]
+    [check] = [item for item in found if item["event"] == "storage_manager.prune.check"]
+    assert started["limit_source"] == "default"
+    assert "2.0 KB (default)" in started["@m"] and "2.0 KB (default)" in check["@m"]
+
+
+@pytest.mark.parametrize("value", ["off", "OFF", ' "off" # for now'])
+def test_deletion_can_be_switched_off_and_every_cycle_says_so(storage: Path, value: str) -> None:
+    guids = make_store(storage, 5, size=1000)
+    env = {"GOFR_DIG_MAX_STORAGE_MB": value, "GOFR_DIG_METRICS_FILE": str(storage.parent / "x.prom")}
+    (storage.parent / "x.prom").write_text(f'storage_manager_limit_bytes{{storage_dir="{storage}"}} 7\n')
+    for _ in range(2):
+        done = run_tool("run-loop", "--once", "--storage-dir", storage, env=env)
+        assert done.returncode == 0, done.stderr
+        told = event(done.stderr, "housekeeper.deletion_off")
+        assert (told["@l"], told["variable"]) == ("Information", "GOFR_DIG_MAX_STORAGE_MB")
+        started = event(done.stderr, "housekeeper.started")
+        assert (started["limit_source"], started["max_storage_mb"]) == ("off", None)
+        summary = event(done.stderr, "storage_manager.prune.summary")
+        assert (summary["deleted_count"], summary["final_bytes"], summary["item_count"]) == (0, 5000, 5)
+    assert blobs(storage) == set(guids)
+    assert "limit_bytes" not in (storage.parent / "x.prom").read_text()
+    health = run_tool("health", "--storage-dir", storage, env=env)
+    assert health.returncode == 0 and "4.9 KB of no limit" in health.stdout
 
 
 def test_decimals_and_units_are_usable(storage: Path) -> None:

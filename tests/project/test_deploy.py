@@ -142,7 +142,7 @@ def test_compose_offers_every_variable_with_the_default_of_the_code() -> None:
     settings, fallbacks = read_settings(environment, None, None)
     default, _ = read_settings({"GOFR_DIG_STORAGE": "/data/storage"}, None, None)
     assert fallbacks == []
-    assert settings == default._replace(environment="PROD", log_json=True)
+    assert settings == default._replace(environment="PROD", log_json=True, limit_source="set")
     assert {"GOFR_DIG_SEQ_URL", "GOFR_DIG_SEQ_API_KEY"} <= set(environment)
     own = {name for name in asked if name.startswith("GOFR_DIG_")}
     assert own - set(environment) <= OTHER_NAMES

@@ -34,6 +34,8 @@ NEVER = {
     "storage_manager.command_failed": {"deleted_count", "freed_bytes"},
     # UsageError has no fields of its own.
     "storage_manager.prune.validation_failed": {"file", "errno"},
+    # The loop has told of it by the time that cli.py sees an error.
+    "storage_manager.prune.held": {"command"},
     # A purge has no limit.
     "storage_manager.purge.summary": {"limit_mb"},
 }

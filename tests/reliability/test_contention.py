@@ -634,7 +634,7 @@ def test_a_prune_that_is_stopped_halfway_and_loses_its_file_keeps_others_out_and
         (storage / LOCK_NAME).unlink()
         before = blobs(storage)
         assert 100 < len(before) < 1000
-        done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1000B", "--lock-stale-seconds", "0")
+        done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1000B", "--lock-stale-seconds", "30")
         assert done.returncode == BUSY
         assert blobs(storage) == before
         process.send_signal(signal.SIGCONT)
