@@ -43,10 +43,11 @@ class Removal:
         dangling = {key for key in current.keys if key in self._swept}
         unsure = dangling.union(drop.intersection(current.keys[index] for index in current.fresh))
         if unsure:
+            on_disk = self._store.guids_on_disk()  # also under names that no entry can have
             present = {
                 key
                 for index, key in enumerate(current.keys)
-                if key in unsure and _has_blob(self._store, key, current.value(index))
+                if key in unsure and (key in on_disk or _has_blob(self._store, key, current.value(index)))
             }
             dangling -= present
             drop -= present

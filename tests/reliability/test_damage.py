@@ -200,7 +200,8 @@ class Store:
             self.members += [
                 member
                 for key, member in last.items()
-                if key not in present and (key in self.beginnings or not GUID.fullmatch(key))
+                if key not in present
+                and (key in self.beginnings or not GUID.fullmatch(key) or not self._names_a_blob(key, member.text))
             ]
             for key, member in last.items():
                 self.late.setdefault(key, set()).add(member.text)
@@ -224,6 +225,13 @@ class Store:
                 self.possible[key] = session
                 if is_certain:
                     self.certain[key] = session
+
+    @staticmethod
+    def _names_a_blob(key: str, text: str) -> bool:
+        """Whether the blob of an entry can be looked up: of any other, nobody can say that it is gone."""
+        entry = DECODER.decode(f"{{{text}}}")[key]
+        extension = entry.get("format") if isinstance(entry, dict) else None
+        return isinstance(extension, str) and EXTENSION.fullmatch(extension) is not None
 
     def _session(self, key: str, text: str) -> Optional[tuple[Session, bool]]:
         """A session that an entry may mean, and whether that is certain."""
