@@ -39,9 +39,9 @@ _LIMIT = "MAX_STORAGE_MB"
 # How alike, of 1, two names are before one is taken for the other. STORAGE_URL is 0.82 like STORAGE_DIR.
 _ALIKE = 0.85
 # In any order, these words can only mean the limit.
-_LIMIT_WORDS = {"MAX", "MAXIMUM", "LIMIT", "QUOTA", "SIZE"}
-_STORE_WORDS = {"STORAGE", "STORE"}
-_UNIT_WORDS = {"B", "BYTES", "KB", "KIB", "M", "MB", "MIB", "G", "GB", "GIB", "TB", "TIB"}
+_LIMIT_WORDS = ("MAX", "MAXIMUM", "LIMIT", "QUOTA", "SIZE")
+_STORE_WORDS = ("STORAGE", "STORE")
+_UNIT_WORDS = ("B", "BYTES", "KB", "KIB", "M", "MB", "MIB", "G", "GB", "GIB", "TB", "TIB")
 
 # A value in quotes, which docker's --env-file keeps; then perhaps a comment.
 _QUOTED = re.compile(r"""(?:"([^"]*)"|'([^']*)')(?:\s+#.*)?""", re.DOTALL)
@@ -304,7 +304,8 @@ def _bare(text: Optional[str]) -> Optional[str]:
 def _meant(name: str) -> Optional[str]:
     """The name of ours that somebody has probably meant."""
     words = set(name.strip("_").split("_"))
-    if words & _STORE_WORDS and words & _LIMIT_WORDS and words <= _STORE_WORDS | _LIMIT_WORDS | _UNIT_WORDS:
+    names_both = words.intersection(_STORE_WORDS) and words.intersection(_LIMIT_WORDS)
+    if names_both and not words.difference(_STORE_WORDS, _LIMIT_WORDS, _UNIT_WORDS):
         return _LIMIT
     for known in NAMES:
         if known.startswith("HOUSEKEEP") and known.endswith("_" + name) and "_" in name:
