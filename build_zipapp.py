@@ -2,11 +2,13 @@
 """Build dist/storage_manager.pyz: one executable file, byte for byte the same from the same sources.
 
 Entries are sorted, stored without compression (they are read fastest that way, and need no zlib), and carry
-a fixed time and mode. With --precompile the archive holds byte code for the running Python as well, which
-saves compiling at each start; other Pythons use the sources beside it.
+a fixed time and mode. In front of them stands a line with the digest of the sources, by which the wrapper sees whether
+the archive fits them. With --precompile the archive holds byte code for the running Python as well, which saves
+compiling at each start; other Pythons use the sources beside it.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import os
 import re
@@ -64,7 +66,7 @@ def build(output, precompile, moment):
     handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
     try:
         with open(handle, "wb") as file:
-            file.write(SHEBANG)
+            file.write(SHEBANG + b"# sources %s\n" % digest().encode())
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 for path, data in sorted(entries(precompile).items()):
                     info = zipfile.ZipInfo(path, moment)
@@ -76,6 +78,13 @@ def build(output, precompile, moment):
     except BaseException:
         os.unlink(name)
         raise
+
+
+def digest():
+    """Of the sources, as `sha256sum` and `sort` make it of their names and contents: the wrapper compares it."""
+    paths = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "build_zipapp.py", *PACKAGE.rglob("*.py")])
+    lines = (f"{hashlib.sha256((ROOT / path).read_bytes()).hexdigest()}  {path}\n" for path in paths)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def entries(precompile):

@@ -130,7 +130,127 @@ def test_env_after_the_command_does_not_quietly_mean_nothing(tree: Path) -> None
     assert run(tree, "list", "--env", "PROD").returncode == 64
 
 
+DERIVED = """
+export GOFR_DIG_DATA=${GOFR_DIG_DATA:-%s/$GOFR_DIG_ENV}
+GOFR_DIG_STORAGE=$GOFR_DIG_DATA/sessions
+"""
+
+
+@pytest.mark.parametrize("env", ["PROD", "TEST"])
+def test_a_path_that_an_earlier_reading_left_does_not_lead_to_another_store(
+    tree: Path, tmp_path: Path, env: str
+) -> None:
+    """The file derives its paths from a variable of its own, and the caller has sourced it for the other one."""
+    path = env_file(tmp_path, DERIVED % tmp_path)
+    other = {"PROD": "TEST", "TEST": "PROD"}[env]
+    for name in (env, other):
+        make_store(tmp_path / name / "sessions", 2)
+    options = ("--env", env, "--env-file", path)
+    assert started(run(tree, *options, "list")) == (env, f"{tmp_path}/{env}/sessions")
+    done = run(tree, *options, "purge", "--age-days", "0", "--yes", env={"GOFR_DIG_DATA": str(tmp_path / other)})
+    refused(done, 1, f"{tmp_path}/{env}/sessions", f"{tmp_path}/{other}/sessions", "--storage-dir")
+    assert len(list((tmp_path / other / "sessions").iterdir())) == 3
+    done = run(
+        tree, *options, "list", "--storage-dir", tmp_path / other / "sessions", env={"GOFR_DIG_DATA": str(tmp_path)}
+    )
+    assert started(done) == (env, f"{tmp_path}/{other}/sessions")
+
+
+@pytest.mark.parametrize("options", [["list", "--env", "PROD"], ["purge", "--yes", "--env=PROD"]])
+def test_env_behind_the_command_is_explained(tree: Path, options: list[str]) -> None:
+    refused(run(tree, *options), 64, "--env", "before the command")
+
+
 # The environment file
+
+
+def test_a_name_without_a_slash_is_the_file_here_and_not_one_of_the_path(
+    tree: Path, storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "mine.env").write_text("GOFR_DIG_STORAGE=/wrong\n")
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("mine.env", "-p"):
+        (here / name).write_text(f"GOFR_DIG_STORAGE='{storage}'\n")
+    make_store(storage, 1)
+    monkeypatch.chdir(here)
+    path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    for options in (["--env-file", "mine.env"], ["--env-file=-p"], ["--env-file", "-p"]):
+        assert started(run(tree, *options, "list", env=path)) == ("TEST", str(storage))
+
+
+@pytest.mark.parametrize(
+    "line", ["root=/wrong", "prefix=WRONG", "here=/wrong", "options=(x)", "found=()", "archive=/wrong", "named=yes"]
+)
+def test_the_file_cannot_change_what_the_wrapper_does(tree: Path, storage: Path, tmp_path: Path, line: str) -> None:
+    make_store(storage, 1)
+    path = env_file(tmp_path, f"{line}\nGOFR_DIG_STORAGE='{storage}'\n")
+    assert started(run(tree, "--env-file", path, "list")) == ("TEST", str(storage))
+    name, _, value = line.partition("=")
+    assert started(run(tree, "--env-file", path, "list", env={name: value})) == ("TEST", str(storage))
+
+
+@pytest.mark.parametrize(
+    "line", ["false", "cd /nowhere/at/all", "exit 0", "source /nowhere/at/all", "((", "x=$(false)"]
+)
+def test_an_error_in_the_middle_of_the_file_ends_it(tree: Path, storage: Path, tmp_path: Path, line: str) -> None:
+    make_store(storage, 1)
+    path = env_file(tmp_path, f"GOFR_DIG_STORAGE=/wrong\n{line}\nGOFR_DIG_STORAGE='{storage}'\n")
+    refused(run(tree, "--env-file", path, "list"), 1, str(path), "failed")
+
+
+def test_a_hostile_environment_changes_nothing(tree: Path, storage: Path, tmp_path: Path) -> None:
+    (tmp_path / "rc").write_text(f"echo rc >> '{tmp_path}/harm'; GOFR_DIG_STORAGE=/wrong\n")
+    env = {
+        "BASH_ENV": str(tmp_path / "rc"),
+        "ENV": str(tmp_path / "rc"),
+        "CDPATH": "/",
+        "BASH_FUNC_dirname%%": "() { :; }",
+    }
+    done = run(tree, "--env", "PROD", "list", env={**env, "SHELLOPTS": "noglob", "settled": "x", "intended": "/wrong"})
+    assert started(done) == ("PROD", f"{tree}/data/storage")
+    # The first bash reads BASH_ENV before a line of the script; none of it reaches what the script does.
+    assert (tmp_path / "harm").read_text() == "rc\n"
+
+
+@pytest.mark.parametrize("shell", ["sh", "dash"])
+def test_run_by_another_shell_it_goes_on_in_bash(tree: Path, shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    done = subprocess.run(
+        [shell, str(tree / "scripts" / "storage_manager.sh"), "--version"],
+        env=clean_environment({"PYTHON": sys.executable}), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"storage_manager {__version__}\n")
+
+
+def test_without_bash_it_is_one_sentence(tree: Path, tmp_path: Path) -> None:
+    shell = shutil.which("sh")
+    assert shell is not None
+    done = subprocess.run(
+        [shell, str(tree / "scripts" / "storage_manager.sh"), "list"],
+        env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("storage_manager.sh: bash is not installed") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_file_that_others_own_or_may_replace_is_refused(tree: Path, storage: Path, tmp_path: Path, what: str) -> None:
+    directory = tmp_path / "etc"
+    directory.mkdir(mode=0o755)
+    path = env_file(directory, f"touch '{tmp_path}/harm'; GOFR_DIG_STORAGE='{storage}'\n")
+    os.chown(path if what == "file" else directory, 4321, 4321)
+    refused(run(tree, "--env-file", path, "list"), 1, "4321", "chown")
+    os.chown(path if what == "file" else directory, 0, 0)
+    directory.chmod(0o777)
+    refused(run(tree, "--env-file", path, "list"), 1, str(directory), "chmod o-w")
+    assert not (tmp_path / "harm").exists()
+    directory.chmod(0o1777)  # as /tmp: only owners replace what is in it
+    make_store(storage, 1)
+    assert started(run(tree, "--env-file", path, "list")) == ("TEST", str(storage))
 
 
 def test_the_file_is_read_once_and_its_variables_reach_the_tool(tree: Path, storage: Path, tmp_path: Path) -> None:
@@ -298,6 +418,14 @@ def test_an_archive_older_than_the_sources_is_built_anew(tree: Path) -> None:
     assert run(tree, "--version").stdout == "storage_manager 98.76.54\n"
 
 
+def test_a_deployment_that_keeps_old_times_is_built_anew(tree: Path) -> None:
+    source = tree / "storage_manager" / "__init__.py"
+    source.write_text(source.read_text().replace(__version__, "98.76.54"))
+    os.utime(source, (1, 1))
+    os.utime(tree / "storage_manager", (1, 1))
+    assert run(tree, "--version").stdout == "storage_manager 98.76.54\n"
+
+
 def test_an_archive_newer_than_the_sources_is_left_alone(tree: Path) -> None:
     archive = tree / "dist" / "storage_manager.pyz"
     before = archive.stat()
@@ -310,8 +438,9 @@ def test_an_archive_newer_than_the_sources_is_left_alone(tree: Path) -> None:
 
 
 def test_a_source_that_was_deleted_counts_as_a_change(tree: Path) -> None:
-    before = (tree / "dist" / "storage_manager.pyz").stat().st_ino
     (tree / "storage_manager" / "extra.py").write_text("")
+    assert run(tree, "--version").returncode == 0
+    before = (tree / "dist" / "storage_manager.pyz").stat().st_ino
     (tree / "storage_manager" / "extra.py").unlink()
     assert run(tree, "--version").returncode == 0
     assert (tree / "dist" / "storage_manager.pyz").stat().st_ino != before
