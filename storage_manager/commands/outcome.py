@@ -11,7 +11,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StorageManagerError
 from storage_manager.base.output import Output
 from storage_manager.base.times import utc_text
-from storage_manager.jobs.plan import Outcome, sentence
+from storage_manager.jobs.plan import HELP, Outcome, sentence
 from storage_manager.jobs.prune import Job
 from storage_manager.store.snapshot import Session
 
@@ -52,6 +52,7 @@ def show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, out: Output) 
     if not outcome.plan.target_met:
         for cause, size_bytes in outcome.plan.causes.items():
             out.line(f"target not met: {quantity.size(size_bytes)} {cause.replace('_', ' ')}")
+            out.line(f"    to do: {HELP[cause]}")
 
 
 def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
+from storage_manager.jobs import plan
 from storage_manager.store.directory import Store, open_store
 from storage_manager.store.holder import Holding, LockState, lock_state
 from storage_manager.store.inventory import IN_FLIGHT_AGE
@@ -48,13 +49,8 @@ NOUNS = {
 }
 
 REMEDIES = {
-    ORPHAN: "`check --adopt-orphans GROUP` makes sessions of them; `purge --orphans --age-days N` deletes them",
-    IN_FLIGHT: "nothing: a save may be under way; after 10 minutes it counts as an orphan",
+    **plan.REMEDIES,
     AHEAD: "compare the clocks of the hosts; `touch` it, and after 10 minutes it counts as an orphan",
-    DANGLING: "`check --repair` removes them; so does a prune that comes to their age",
-    CORRUPT: "mend the entry by hand while the service is stopped, or leave it: it stays, and its blob counts",
-    NOT_A_FILE: "look what it is, and move it away",
-    UNREADABLE: "check the permissions and the disk",
     LEFTOVER: "`check --repair` removes them; so does the next prune, but for unfinished metadata",
     DRIFT: "nothing, if the service changes blobs; a blob that is too short was damaged or never finished",
 }

@@ -6,7 +6,32 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
 from storage_manager.base.quantity import counted, size
-from storage_manager.store.snapshot import Session
+from storage_manager.store.snapshot import (
+    CORRUPT,
+    DANGLING,
+    IN_FLIGHT,
+    NOT_A_FILE,
+    ORPHAN,
+    UNREADABLE,
+    Session,
+)
+
+REMEDIES = {
+    ORPHAN: "`check --adopt-orphans GROUP` makes sessions of them; `purge --orphans --age-days N` deletes them",
+    IN_FLIGHT: "nothing: a save may be under way; after 10 minutes it counts as an orphan",
+    DANGLING: "`check --repair` removes them; so does a prune that comes to their age",
+    CORRUPT: "mend the entry by hand while the service is stopped, or leave it: it stays, and its blob counts",
+    NOT_A_FILE: "look what it is, and move it away",
+    UNREADABLE: "check the permissions and the disk",
+}
+"""What to do about a kind of anomaly."""
+
+HELP = {
+    **REMEDIES,
+    "keep_last": "protect fewer with --keep-last, or raise the target",
+    "min_age": "protect less with --min-age-mins, or raise the target",
+}
+"""What to do about a cause of an unmet target."""
 
 
 class Keep(NamedTuple):
@@ -76,6 +101,18 @@ class Outcome(NamedTuple):
     swept_count: int
     final_bytes: int
     exit_code: int
+
+
+def unmet(plan: Plan, final_bytes: int) -> str:
+    """Why the target is not met, and what helps most; empty when it is met."""
+    if plan.target_met or plan.target_bytes is None:
+        return ""
+    causes = ", ".join(f"{cause} {size(size_bytes)}" for cause, size_bytes in plan.causes.items())
+    largest = max(plan.causes, key=lambda cause: plan.causes[cause])
+    return (
+        f"usage stays at {size(final_bytes)}, above the target of {size(plan.target_bytes)}, because of what may not "
+        f"be deleted: {causes} ({HELP[largest]})"
+    )
 
 
 def sentence(outcome: Outcome) -> str:

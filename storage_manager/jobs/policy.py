@@ -32,8 +32,8 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
     """Choose the shortest run of oldest sessions whose deletion brings usage down to the target.
 
     The victims are always a prefix of the sessions in age order, so no newer session goes while an older one
-    of the scope stays. Anomalies are never chosen. When they alone exceed the target, sessions are pruned as
-    if the anomalies were not there: emptying the store could not meet the target anyway.
+    of the scope stays. Anomalies are never chosen. Sessions make room for them, down to half of the target: anomalies
+    that take more than the other half leave it unmet, and somebody has to look after them.
     """
     scope = snapshot.scoped(limits.group)
     anomaly_bytes = scope.anomaly_bytes
@@ -44,8 +44,7 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
 
     count, excess = 0, 0
     if usage > limits.limit_bytes:
-        tolerated = anomaly_bytes if anomaly_bytes > limits.target_bytes else 0
-        excess = usage - tolerated - limits.target_bytes
+        excess = session_bytes - max(limits.target_bytes - anomaly_bytes, limits.target_bytes // 2)
         while excess > 0 and count < protected_from:
             excess -= sessions[count].size_bytes
             count += 1

@@ -14,7 +14,7 @@ from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, LockLost, StoreErr
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.orphans import OrphanGuard
-from storage_manager.jobs.plan import Outcome, Plan, sentence
+from storage_manager.jobs.plan import Outcome, Plan, sentence, unmet
 from storage_manager.jobs.progress import Progress, reporting
 from storage_manager.store.locked import LockedStore, locked_store
 from storage_manager.store.snapshot import Session, Snapshot
@@ -246,11 +246,9 @@ def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> di
 def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: float, log: EventLog) -> None:
     plan = outcome.plan
     if plan.target_bytes is not None and not plan.target_met:
-        causes = ", ".join(f"{cause} {quantity.size(size_bytes)}" for cause, size_bytes in plan.causes.items())
         log.warning(
             "storage_manager.prune.target_unmet",
-            f"usage stays at {quantity.size(outcome.final_bytes)}, above the target of "
-            f"{quantity.size(plan.target_bytes)}, because of what may not be deleted: {causes}",
+            unmet(plan, outcome.final_bytes),
             final_bytes=outcome.final_bytes,
             target_bytes=plan.target_bytes,
             causes=plan.causes,

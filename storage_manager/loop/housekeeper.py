@@ -22,7 +22,7 @@ from storage_manager.base.errors import (
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.config import Load, Settings, limit_text, report_fallbacks
-from storage_manager.jobs.plan import Plan, sentence
+from storage_manager.jobs.plan import Plan, sentence, unmet
 from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, dry_run, run
@@ -144,6 +144,8 @@ def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, pro
         return Ending(EXIT_FAILED, why)
     else:
         exit_code, why = outcome.exit_code, sentence(outcome)
+        if not outcome.plan.target_met:
+            why += f"; {unmet(outcome.plan, outcome.final_bytes)}"
     if exit_code == EXIT_OK:
         log.info("housekeeper.cycle_ok", why, storage_dir=settings.storage_dir, exit_code=exit_code)
     else:
