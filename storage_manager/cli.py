@@ -116,7 +116,7 @@ def _run(args: argparse.Namespace, run: Run, context: Context) -> int:
         problem = f"{describe_errno(error)}" + (f": {error.filename}" if error.filename else "")
         log.error("storage_manager.command_failed", problem, command=command, exit_code=exit_code)
     except MemoryError:
-        exit_code, problem = EXIT_FAILED, "not enough memory for a store of this size; nothing was left half done"
+        exit_code, problem = EXIT_FAILED, "not enough memory for a store of this size"
         log.error("storage_manager.command_failed", problem, command=command, exit_code=exit_code)
     except Exception as error:  # a fault of ours: the log gets the traceback, the user a sentence
         exit_code, problem = EXIT_FAILED, f"internal error, please report it: {type(error).__name__}: {error}"

@@ -28,6 +28,16 @@ class StorageManagerError(Exception):
     event = "storage_manager.command_failed"
     reported = False
     """True once an event has told of it, so that nobody tells it twice."""
+    committed = False
+    """True when metadata.json had been replaced as intended before this went wrong."""
+    remedy = ""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}{self.remedy and '. ' + self.remedy}"
+
+    def add(self, what: str) -> None:
+        """Say more: what had been done by then, or what happens next."""
+        self.args = (f"{super().__str__()}; {what}",)
 
     @property
     def fields(self) -> dict[str, object]:
@@ -66,6 +76,10 @@ class MetadataCorrupt(StorageManagerError):
     """metadata.json stayed unreadable for as long as a reader has to be patient."""
 
     event = "storage_manager.metadata_corrupt"
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.remedy = remedy
 
 
 class ListingIncomplete(StorageManagerError):
@@ -145,6 +159,10 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         self.signum = signum
         super().__init__(f"interrupted by signal {signum}")
+
+    def add(self, done: str) -> None:
+        """Say what had been done by then."""
+        self.args = (f"{done}; {self}",)
 
     @property
     def exit_code(self) -> int:

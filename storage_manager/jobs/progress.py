@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Optional
 
-from storage_manager.base.errors import LockBusy, StorageManagerError, StoreMissing
+from storage_manager.base.errors import EXIT_FAILED, Interrupted, LockBusy, StorageManagerError, StoreMissing
 from storage_manager.base.log import EventLog
+from storage_manager.base.quantity import counted
+from storage_manager.base.times import utc_text
+from storage_manager.store.snapshot import Session
 from storage_manager.store.survey import Totals
 
 
@@ -17,17 +20,59 @@ class Progress:
     def __init__(self) -> None:
         self.findings: Optional[Totals] = None
         self.uncommitted: set[str] = set()
+        """Sessions whose blob is gone, and whose entry is still there."""
         self.deleted_count = 0
         self.freed_bytes = 0
         self.gone_count = 0
         self.gone_bytes = 0
         self.failed: set[str] = set()
         self.swept_count = 0
+        self.removed_count = 0
+        """Files of unfinished metadata."""
+        self.noun = "session"
+        self.sentence: Optional[str] = None
+        """What came of it all, once that is known."""
+
+    @property
+    def nothing_done(self) -> bool:
+        return not (self.deleted_count or self.uncommitted or self.swept_count or self.removed_count)
+
+    def done(self) -> str:
+        """What was done, for the person who reads why the run has ended."""
+        if self.sentence is not None:
+            return self.sentence
+        if self.nothing_done:
+            return "nothing was deleted"
+        parts = []
+        if self.deleted_count or self.uncommitted:
+            parts.append(f"{_were(self.deleted_count, self.noun)} deleted{self._entries_left()}")
+        if self.swept_count:
+            parts.append(f"{_were(self.swept_count, 'dangling entry')} removed")
+        if self.removed_count:
+            parts.append(f"{_were(self.removed_count, 'file of unfinished metadata')} removed")
+        return "; ".join(parts)
+
+    def _entries_left(self) -> str:
+        left = len(self.uncommitted)
+        if not left:
+            return ""
+        whose = counted(left, "entry")
+        if left == self.deleted_count:
+            whose = "its entry" if left == 1 else "their entries"
+        stays, it = ("stays", "it") if left == 1 else ("stay", "them")
+        return f"; {whose} {stays} until a later run removes {it}"
+
+
+def _were(count: int, noun: str) -> str:
+    return f"{counted(count, noun)} {'was' if count == 1 else 'were'}"
 
 
 @contextmanager
 def reporting(kind: str, storage_dir: str, progress: Progress, log: EventLog) -> Iterator[None]:
-    """Tell of a run's failure in the one event that fits it; the error goes on, marked as reported."""
+    """Tell of a run's failure, and of what it had done, in the one event that fits; the error goes on, as reported.
+
+    No layer below says what was done: none of them knows.
+    """
     try:
         yield
     except LockBusy as error:
@@ -37,15 +82,45 @@ def reporting(kind: str, storage_dir: str, progress: Progress, log: EventLog) ->
     except StoreMissing:
         raise  # for a command an error, for the loop a warning
     except StorageManagerError as error:
+        error.add(progress.done())
+        if not progress.nothing_done:
+            error.remedy = ""  # it is for a store that is as it was: a backup would bring back what was deleted
         special = error.event != StorageManagerError.event
-        log.error(
-            error.event if special else f"storage_manager.{kind}.failed",
-            str(error),
-            storage_dir=storage_dir,
-            deleted_count=progress.deleted_count,
-            freed_bytes=progress.freed_bytes,
-            exit_code=error.exit_code,
-            **error.fields,
-        )
+        facts = _facts(storage_dir, progress, error.exit_code)
+        log.error(error.event if special else f"storage_manager.{kind}.failed", str(error), **facts, **error.fields)
         error.reported = True
         raise
+    except Interrupted as interrupted:
+        interrupted.add(progress.done())
+        raise
+    except Exception:  # no memory, or a fault of ours: who catches it says so, but cannot know what was done
+        if not progress.nothing_done:
+            facts = _facts(storage_dir, progress, EXIT_FAILED)
+            log.error(f"storage_manager.{kind}.failed", progress.done(), **facts)
+        raise
+
+
+def _facts(storage_dir: str, progress: Progress, exit_code: int) -> dict[str, object]:
+    return {
+        "storage_dir": storage_dir,
+        "deleted_count": progress.deleted_count,
+        "freed_bytes": progress.freed_bytes,
+        "uncommitted_count": len(progress.uncommitted),
+        "exit_code": exit_code,
+    }
+
+
+def report_swept(sweeper: str, swept: Iterable[Session], progress: Progress, log: EventLog) -> None:
+    """One event for each dangling entry that a commit has removed.
+
+    The run that deleted its blob may have been killed before it said so.
+    """
+    for session in swept:
+        progress.swept_count += 1
+        log.info(
+            f"storage_manager.{sweeper}.swept",
+            f"removed the dangling entry of {session.blob_name}",
+            guid=session.guid,
+            created_at=utc_text(session.created_at),
+            group=session.group,
+        )

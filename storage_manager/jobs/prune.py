@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from datetime import datetime
-from errno import EROFS
+from errno import ENOSPC, EROFS
 from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
@@ -15,7 +15,7 @@ from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.orphans import OrphanGuard
 from storage_manager.jobs.plan import Outcome, Plan, sentence, unmet
-from storage_manager.jobs.progress import Progress, reporting
+from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.store.locked import LockedStore, locked_store
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings, take_snapshot
@@ -89,11 +89,15 @@ class _Run:
         self._log = log
         self._progress = progress
         self._guard: Optional[OrphanGuard] = None
+        self._swept: dict[str, Session] = {}
+        """Dangling entries that are still to be removed."""
 
     def carry_out(self) -> Outcome:
         job, clock, progress = self._job, self._clock, self._progress
         started = clock.monotonic()
         plan, facts = self._plan()
+        progress.noun = plan.noun
+        self._swept = {session.guid: session for session in plan.swept}
         if plan.victims or plan.swept:
             self._log.info(
                 f"storage_manager.{job.kind}.started",
@@ -119,6 +123,7 @@ class _Run:
             exit_code=exit_code,
         )
         _report_end(job, outcome, facts, clock.monotonic() - started, self._log)
+        progress.sentence = sentence(outcome)
         return outcome
 
     def _plan(self) -> tuple[Plan, dict[str, object]]:
@@ -136,13 +141,17 @@ class _Run:
             if plan.are_orphans:
                 self._guard = OrphanGuard(self._locked.store, clock, reading, plan.victims)
             elif reading is not None and (plan.victims or plan.swept):
-                self._locked.prepare(reading)
+                self._locked.prepare(reading, plan.victims[0].blob_name if plan.victims else None)
         return plan, facts
 
     def _delete_all(self, plan: Plan) -> None:
         """Blobs first, then entries: a crash leaves dangling entries, which harm nobody, and a full disk gets room."""
         locked, clock, progress = self._locked, self._clock, self._progress
         lost: Optional[LockLost] = None
+        if self._swept and plan.victims and not clock.stopping:
+            # An earlier run may have deleted these and not been able to commit. If that has not passed, nothing more is
+            # deleted. A full disk is another matter: deleting makes room; a quota is not certain to be the blobs', too.
+            locked.try_remove_entries((), self._swept, self._entries_gone, put_off=(ENOSPC,))
         committed_at = clock.monotonic()
         try:
             for session in plan.victims:
@@ -165,16 +174,21 @@ class _Run:
             # The file system has become read-only or worse; the entries of what is gone may still be removable.
             self._commit_meanwhile()
             raise
-        swept = set() if lost or clock.stopping else {session.guid for session in plan.swept}
+        swept = () if lost or clock.stopping else self._swept
         if progress.uncommitted or swept:
-            progress.swept_count = locked.remove_entries(progress.uncommitted, swept)
-        progress.uncommitted.clear()
+            locked.remove_entries(progress.uncommitted, swept, self._entries_gone)
         if lost is not None:
             raise lost
 
     def _commit_meanwhile(self) -> None:
-        if self._progress.uncommitted and self._locked.try_remove_entries(self._progress.uncommitted):
-            self._progress.uncommitted.clear()
+        if self._progress.uncommitted:
+            self._locked.try_remove_entries(self._progress.uncommitted, (), self._entries_gone)
+
+    def _entries_gone(self, swept: Collection[str]) -> None:
+        """The entries of what was deleted are gone by now, and these dangling ones."""
+        self._progress.uncommitted.clear()
+        gone = [self._swept.pop(guid) for guid in list(self._swept) if guid in swept]
+        report_swept(self._job.kind, gone, self._progress, self._log)
 
     def _delete(self, session: Session, plan: Plan) -> None:
         job, store, progress = self._job, self._locked.store, self._progress

@@ -15,7 +15,7 @@ from storage_manager.base.errors import failing_as
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import from_timestamp, utc_text
 from storage_manager.jobs.orphans import Missed, adoptable, entries_text, missed
-from storage_manager.jobs.progress import Progress, reporting
+from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.store.aside import open_previous
 from storage_manager.store.directory import Store
 from storage_manager.store.inventory import IN_FLIGHT_AGE
@@ -130,13 +130,15 @@ def repair(terms: Terms, clock: Clock, log: EventLog) -> Repair:
 
     Unfinished metadata stays while it may tell of a blob that has no entry: nothing else does. Raises like adopt().
     """
-    with reporting("repair", terms.storage_dir, Progress(), log):
+    progress = Progress()
+    with reporting("repair", terms.storage_dir, progress, log):
         with locked_store(*terms, clock, log) as locked:
-            return _repair(terms, locked, clock, log)
+            return _repair(terms, locked, clock, log, progress)
 
 
-def _repair(terms: Terms, locked: LockedStore, clock: Clock, log: EventLog) -> Repair:
-    snapshot, keys, swept_count = _sweep(locked)
+def _repair(terms: Terms, locked: LockedStore, clock: Clock, log: EventLog, progress: Progress) -> Repair:
+    snapshot, keys = _sweep(locked, log, progress)
+    swept_count = progress.swept_count
     report_findings(snapshot, terms.storage_dir, log)
     blobs = missed(snapshot.anomalies)
     removed: list[str] = []
@@ -149,6 +151,7 @@ def _repair(terms: Terms, locked: LockedStore, clock: Clock, log: EventLog) -> R
         (kept if may_tell else removed).append(name)
     for name in removed:
         locked.store.remove(name)
+        progress.removed_count += 1
         log.info("storage_manager.repair.removed", f"removed {locked.store.file(name)}", file=name)
     log.info(
         "storage_manager.repair.summary",
@@ -162,15 +165,21 @@ def _repair(terms: Terms, locked: LockedStore, clock: Clock, log: EventLog) -> R
     return Repair(swept_count, removed, kept)
 
 
-def _sweep(locked: LockedStore) -> tuple[Snapshot, Collection[str], int]:
-    """What the store was before dangling entries were removed from it, the keys of its entries, how many were."""
+def _sweep(locked: LockedStore, log: EventLog, progress: Progress) -> tuple[Snapshot, Collection[str]]:
+    """What the store was before dangling entries were removed from it, and the keys of its entries."""
     snapshot, reading = locked.settled()
     with reading or nullcontext():
         keys = set(reading.keys()) if reading is not None and snapshot.torn else set()
         if reading is None or not snapshot.dangling:
-            return snapshot, keys, 0
+            return snapshot, keys
         locked.prepare(reading)
-    return snapshot, keys, locked.remove_entries((), {session.guid for session in snapshot.dangling})
+    dangling = {session.guid: session for session in snapshot.dangling}
+
+    def tell(swept: Collection[str]) -> None:
+        report_swept("repair", (session for guid, session in dangling.items() if guid in swept), progress, log)
+
+    locked.remove_entries((), dangling, tell)
+    return snapshot, keys
 
 
 class _Told(NamedTuple):

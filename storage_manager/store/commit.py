@@ -64,27 +64,35 @@ class Committer:
         self._published: Optional[os.stat_result] = None
         self.most_previous = MOST_PREVIOUS
 
-    def prepare(self, reading: Reading) -> None:
+    def prepare(self, reading: Reading, blob_name: Optional[str] = None) -> None:
         """Make sure, before the first deletion, that a commit will be possible.
 
         Raises NotWritable or StoreError when it will not be. A full disk is no obstacle: deleting blobs is
-        what will make room.
+        what will make room. Nor is a quota, if it is charged for `blob_name`, one of those to be deleted, too.
         """
         directory = self.store.path
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.store.dir_fd, effective_ids=True):
             raise NotWritable(
                 f"the storage directory {directory} is not writable for user {os.geteuid()} "
-                f"(or its file system is read-only): nothing was deleted"
+                f"(or its file system is read-only)"
             )
         self._refuse_immutable()
         try:
-            self._draft_like(reading)
+            draft = self._draft_like(reading)
             unlink_previous(self.store, link_previous(self.store, self.most_previous))
+            draft.try_size(len(reading.data))
         except StoreError as error:
+            if error.errno == errno.EFBIG:
+                raise NotWritable(
+                    f"{self.store.file(METADATA_NAME)} has {len(reading.data):,} bytes, and this process may not write "
+                    f"a file as large: raise its limit (ulimit -f, LimitFSIZE=)"
+                ) from error
+            if error.errno == errno.EDQUOT:
+                self._refuse_quota(reading.status, blob_name)
             if error.errno == errno.EXDEV:
                 raise NotWritable(
                     f"{self.store.file(METADATA_NAME)} is a mount point and cannot be replaced: mount the "
-                    f"directory instead. Nothing was deleted"
+                    f"directory instead"
                 ) from error
             if error.errno not in DISK_FULL:
                 raise
@@ -100,20 +108,21 @@ class Committer:
         """
         patience = Patience(self.clock, patience_secs, STOPPING_PATIENCE_SECS)
         while True:
-            done, fingerprint = self._attempt(editor, known)
+            done, fingerprint = self._attempt(editor, known, min(READ_PATIENCE_SECS, patience_secs))
             if done:
                 return fingerprint
             known = fingerprint
             if patience.exhausted():
                 raise CommitContended(
-                    f"{self.store.file(METADATA_NAME)} changed during every attempt to commit. Entries of blobs that "
-                    f"were deleted stay until the next prune removes them, and none was added; no session was lost"
+                    f"{self.store.file(METADATA_NAME)} changed during every attempt to commit; no session was lost"
                 )
 
-    def _attempt(self, editor: Editor, known: Optional[Fingerprint]) -> tuple[bool, Optional[Fingerprint]]:
+    def _attempt(
+        self, editor: Editor, known: Optional[Fingerprint], read_secs: float
+    ) -> tuple[bool, Optional[Fingerprint]]:
         """The protocol, once: (whether the edit is in place or was not needed, the fingerprint for the next)."""
         # 1. What is read was in the file all at one time. The inode stays open: late writes go to it.
-        patience = Patience(self.clock, READ_PATIENCE_SECS, STOPPING_PATIENCE_SECS)
+        patience = Patience(self.clock, read_secs, STOPPING_PATIENCE_SECS)
         found = read_stable(self.store, patience, lambda data: reparse(data, known) if known else parse(data))
         if found is None:
             return True, None
@@ -147,11 +156,15 @@ class Committer:
                 raise
             if done:
                 self._draft = None
-                sync_failure = self._sync_directory()
-                # 6., 7. Whoever had opened the old file before the rename may write to it only now.
-                self._salvage_late_write(reading, document, previous)
-                if sync_failure is not None:
-                    raise StoreError("sync the directory", self.store.path, sync_failure)
+                try:
+                    sync_failure = self._sync_directory()
+                    # 6., 7. Whoever had opened the old file before the rename may write to it only now.
+                    self._salvage_late_write(reading, document, previous)
+                    if sync_failure is not None:
+                        raise StoreError("sync the directory", self.store.path, sync_failure)
+                except StorageManagerError as error:
+                    error.committed = True
+                    raise
             # A member that has changed since `known` goes on counting as changed.
             changed = {document.keys[index] for index in document.fresh} if known else set()
             return done, document.fingerprint(without=changed.union(edit.drop) if done else changed)
@@ -288,11 +301,21 @@ class Committer:
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EROFS):
                 raise NotWritable(
-                    f"{self.store.file(METADATA_NAME)} cannot be replaced ({errno_name(error.errno)}; "
-                    f"see lsattr): nothing was deleted"
+                    f"{self.store.file(METADATA_NAME)} cannot be replaced ({errno_name(error.errno)}; see lsattr)"
                 ) from error
             return  # a file without write permission can be replaced all the same
         close(fd)
+
+    def _refuse_quota(self, like: os.stat_result, blob_name: Optional[str]) -> None:
+        """A quota of the file's owner or group is used up: a blob of somebody else's makes no room in it."""
+        blob = self.store.status(blob_name) if blob_name is not None else None
+        if blob is None or (blob.st_uid, blob.st_gid) == (like.st_uid, like.st_gid):
+            return
+        raise NotWritable(
+            f"the quota for {self.store.file(METADATA_NAME)} (user {like.st_uid}, group {like.st_gid}) is used up, and "
+            f"{blob_name} belongs to user {blob.st_uid}, group {blob.st_gid}: deleting it would make no room. "
+            f"Raise the quota"
+        )
 
     def _sync_directory(self) -> Optional[OSError]:
         try:

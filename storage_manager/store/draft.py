@@ -66,6 +66,15 @@ class Draft:
             os.ftruncate(self._fd, offset)
             os.fsync(self._fd)
 
+    def try_size(self, size_bytes: int) -> None:
+        """Find out whether a file may be as large, and have any block at all. Raises StoreError.
+
+        One block: a larger trial could take the last of a nearly full disk from a client that is writing.
+        """
+        with failing_as("write", self._store.file(TMP_NAME)):
+            os.ftruncate(self._fd, size_bytes)
+            write_all(self._fd, b" ", 0)
+
     def examine(self) -> os.stat_result:
         """What is going to be published. Raises StoreError, and LockLost when the name leads elsewhere."""
         with failing_as("examine", self._store.file(TMP_NAME)):
@@ -130,8 +139,7 @@ class Draft:
         except PermissionError as error:
             raise NotWritable(
                 f"{self._store.file(METADATA_NAME)} belongs to user {like.st_uid}, group {like.st_gid}, and a new one "
-                f"would not ({errno_name(error.errno)}): run storage_manager as that user or as root. "
-                f"Nothing was deleted"
+                f"would not ({errno_name(error.errno)}): run storage_manager as that user or as root"
             ) from error
         except OSError as error:
             raise StoreError("set the owner and mode of", self._store.file(TMP_NAME), error) from error

@@ -34,8 +34,8 @@ class Removal:
         self._store = store
         self._deleted = deleted
         self._swept = swept
-        self.swept_count = 0
-        """How many dangling entries the last edit drops."""
+        self.gone: set[str] = set()
+        """The dangling entries that the last edit drops."""
 
     def __call__(self, current: Document) -> Optional[Edit]:
         """Raises StoreError where a blob can neither be seen nor certainly be missed."""
@@ -51,7 +51,7 @@ class Removal:
             }
             dangling -= present
             drop -= present
-        self.swept_count = len(dangling)
+        self.gone = dangling
         drop |= dangling
         return Edit(drop=drop) if drop else None
 

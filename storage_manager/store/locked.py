@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Optional
 
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import CommitContended, StoreError
+from storage_manager.base.errors import CommitContended, MetadataCorrupt, StorageManagerError, StoreError
 from storage_manager.base.log import EventLog
 from storage_manager.store.commit import COMMIT_PATIENCE_SECS, MEANWHILE_PATIENCE_SECS, Committer
 from storage_manager.store.directory import Store, open_store
@@ -20,6 +20,8 @@ from storage_manager.store.reading import Reading
 from storage_manager.store.recovery import add_entries, recover, recover_torn
 from storage_manager.store.snapshot import Snapshot
 from storage_manager.store.survey import survey
+
+Tell = Callable[[Collection[str]], None]
 
 
 class LockedStore:
@@ -61,28 +63,43 @@ class LockedStore:
             snapshot, reading = self.look()
         return snapshot, reading
 
-    def prepare(self, reading: Reading) -> None:
+    def prepare(self, reading: Reading, blob_name: Optional[str] = None) -> None:
         """Make sure, before the first deletion, that entries can be removed. Raises like Committer.prepare()."""
-        self._committer.prepare(reading)
+        self._committer.prepare(reading, blob_name)
         self._known = parse(reading.data).fingerprint()
 
-    def remove_entries(self, deleted: Collection[str], swept: Collection[str] = ()) -> int:
-        """Remove the entries of deleted blobs, and dangling ones; how many of these went. Raises like commit()."""
-        return self._commit(Removal(self.store, deleted, swept), COMMIT_PATIENCE_SECS)
+    def remove_entries(
+        self, deleted: Collection[str], swept: Collection[str], tell: Tell, patience_secs: float = COMMIT_PATIENCE_SECS
+    ) -> None:
+        """Remove the entries of deleted blobs, and dangling ones. Raises like commit().
 
-    def try_remove_entries(self, deleted: Collection[str]) -> bool:
-        """Like remove_entries(), in the middle of a run: False when it is put off.
+        `tell` is called once they are gone, also when something fails after that, with the dangling ones that went.
+        """
+        removal = Removal(self.store, deleted, swept)
+        try:
+            self._known = self._committer.commit(removal, self._known, patience_secs) or self._known
+        except StorageManagerError as error:
+            if error.committed:
+                tell(removal.gone)
+            raise
+        tell(removal.gone)
 
-        A busy client or a full disk only means that the next commit has more to do.
+    def try_remove_entries(
+        self, deleted: Collection[str], swept: Collection[str], tell: Tell, put_off: Collection[int] = DISK_FULL
+    ) -> None:
+        """Like remove_entries(), where it can be put off.
+
+        A client that is busy or stuck, or an errno of `put_off`, such as a full disk, only means that the next commit
+        has more to do.
         """
         try:
-            self._commit(Removal(self.store, deleted, ()), MEANWHILE_PATIENCE_SECS)
-        except (CommitContended, StoreError) as error:
-            if isinstance(error, StoreError) and error.errno not in DISK_FULL:
+            self.remove_entries(deleted, swept, tell, MEANWHILE_PATIENCE_SECS)
+        except (CommitContended, MetadataCorrupt, StoreError) as error:
+            if isinstance(error, StoreError) and (error.committed or error.errno not in put_off):
                 raise
-            self._log.warning("storage_manager.commit_deferred", f"{error}; trying again later", **error.fields)
-            return False
-        return True
+            error.add("trying again later")
+            error.remedy = ""
+            self._log.warning("storage_manager.commit_deferred", str(error), **error.fields)
 
     def add_entries(self, text: bytes) -> bool:
         """Add those entries of a metadata.json that are lacking here. Like recovery.add_entries()."""
@@ -91,10 +108,6 @@ class LockedStore:
     def create_metadata(self, like: os.stat_result, mode: int) -> None:
         """Like Committer.create()."""
         self._committer.create(like, mode)
-
-    def _commit(self, removal: Removal, patience_secs: float) -> int:
-        self._known = self._committer.commit(removal, self._known, patience_secs) or self._known
-        return removal.swept_count
 
 
 @contextmanager

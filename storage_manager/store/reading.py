@@ -84,6 +84,7 @@ def read_stable(
     """
     pauses = _pauses()
     rejected: Optional[tuple[Identity, str]] = None
+    before: Optional[os.stat_result] = None
     while True:
         try:
             return _attempt(store, name, read, rejected)
@@ -93,11 +94,23 @@ def read_stable(
         except NotJson as error:
             problem = str(error)
         if patience.exhausted():
-            raise MetadataCorrupt(
-                f"{store.file(name)} is not readable as JSON ({problem}); nothing was touched. Stop the service, "
-                f"repair the file or restore it from a backup, and start again"
-            )
+            raise _unreadable(store, name, problem, before)
+        before = before or store.status(name)
         patience.pause(next(pauses))
+
+
+def _unreadable(store: Store, name: str, problem: str, before: Optional[os.stat_result]) -> MetadataCorrupt:
+    """Why patience has ended: `before` is what the file was when it began."""
+    if before is not None and not is_named(store, name, before):
+        return MetadataCorrupt(
+            f"{store.file(name)} was written again and again, and never whole ({problem})",
+            "Try again when the service is less busy",
+        )
+    return MetadataCorrupt(
+        f"{store.file(name)} is not readable as JSON ({problem})",
+        "Unless a client is still writing it: stop the service, repair the file or restore it from a backup, and "
+        "start again",
+    )
 
 
 def read_document(store: Store, patience: Patience) -> Optional[tuple[Reading, Document]]:
@@ -181,9 +194,9 @@ def _regular(store: Store, name: str, fd: int) -> os.stat_result:
     with failing_as("examine", store.file(name)):
         status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        raise MetadataCorrupt(f"{store.file(name)} is not a regular file; put the real one in its place")
+        raise MetadataCorrupt(f"{store.file(name)} is not a regular file", "Put the real one in its place")
     if status.st_size > LARGEST_BYTES:
-        raise MetadataCorrupt(f"{store.file(name)} is too large to be real ({status.st_size} bytes)")
+        raise MetadataCorrupt(f"{store.file(name)} is too large to be real ({status.st_size} bytes)", "Look at it")
     return status
 
 

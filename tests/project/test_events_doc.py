@@ -24,14 +24,18 @@ LEVELS = {
 EVENT_KEY = re.compile(r"(?:storage_manager|housekeeper)(?:\.[a-z_]+)+")
 
 # The parts of an f-string that a key is made of.
-PLACEHOLDERS = {"job.kind": ("prune", "purge"), "kind": ("prune", "purge", "repair", "adopt")}
+PLACEHOLDERS = {
+    "job.kind": ("prune", "purge"),
+    "kind": ("prune", "purge", "repair", "adopt"),
+    "sweeper": ("prune", "purge", "repair"),
+}
 
 # Fields that a call could give to an event by its form alone, but never does.
 NEVER = {
     # run() has told of a busy lock by the time that cli.py sees it, and has deleted nothing by then.
-    "storage_manager.prune.lock_busy": {"command", "exit_code", "deleted_count", "freed_bytes"},
+    "storage_manager.prune.lock_busy": {"command", "exit_code", "deleted_count", "freed_bytes", "uncommitted_count"},
     # What run() tells of a failure without an event of its own is `.failed`.
-    "storage_manager.command_failed": {"deleted_count", "freed_bytes"},
+    "storage_manager.command_failed": {"deleted_count", "freed_bytes", "uncommitted_count"},
     # UsageError has no fields of its own.
     "storage_manager.prune.validation_failed": {"file", "errno"},
     # The loop has told of it by the time that cli.py sees an error.

@@ -939,7 +939,7 @@ def test_a_dangling_entry_whose_blob_has_come_back_keeps_its_entry(
 ) -> None:
     (storage / f"{guids[0]}.json").unlink()
     (storage / f"{guids[1]}.json").unlink()
-    around(monkeypatch, "unlink", f"{guids[2]}.json", after=lambda: (storage / f"{guids[1]}.json").write_bytes(b"back"))
+    around(monkeypatch, "access", ".", after=lambda: (storage / f"{guids[1]}.json").write_bytes(b"back"))
     assert prune().code == 0
     entries = read_entries(storage)
     assert guids[0] not in entries, "a dangling entry older than a victim goes along"
