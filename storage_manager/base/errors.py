@@ -95,8 +95,8 @@ class ListingIncomplete(StorageManagerError):
         if count > 1:
             lacking = f"{count:,} files exist that it lacks, {example} among them"
         super().__init__(
-            f"the directory listing of {path} is incomplete: {lacking}. Nothing was deleted; check the disk, or the "
-            f"server and the mount of a network file system"
+            f"the directory listing of {path} is incomplete: {lacking}. Check the disk, or the server and the mount of "
+            f"a network file system"
         )
 
     @property

@@ -168,7 +168,7 @@ def _plan(settings: Settings, snapshot: Snapshot, now: datetime) -> Plan:
     if problem is not None and plan.victims:
         gone = f"{quantity.counted(len(plan.victims), 'session')}, {quantity.size(plan.freed_bytes)}, would have to go"
         raise LimitNotSet(
-            f"nothing is deleted: {problem.variable} is {problem.value!r}, so nobody has set a limit that can be used. "
+            f"{problem.variable} is {problem.value!r}, so nobody has set a limit that can be used. "
             f"With {limit_text(limit_bytes, settings.limit_source)}, {gone}. Correct {problem.variable}, and restart "
             "the loop",
             problem.variable,

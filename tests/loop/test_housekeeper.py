@@ -364,7 +364,7 @@ def test_a_loop_whose_prune_is_held_goes_on_unhealthy_and_prunes_when_the_limit_
     exit_code, found = turns.run(load, clock)
     assert exit_code == 0
     assert keys(found).count("storage_manager.prune.held") == 4
-    assert len(shown) == 4 and all("nothing is deleted" in sentence for sentence in shown), shown
+    assert len(shown) == 4 and all("nothing was deleted" in sentence for sentence in shown), shown
     assert blobs(storage) == set(guids[1:])
 
 

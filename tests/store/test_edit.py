@@ -80,7 +80,7 @@ def test_an_entry_that_was_changed_goes_only_without_its_blob(
     edit = removal(document)
     goes = extension is not None and state == ABSENT
     assert (set(edit.drop) if edit else set()) == ({GUID} if goes else set())
-    assert removal.swept_count == (goes and is_swept)
+    assert len(removal.gone) == (goes and is_swept)
 
 
 @pytest.mark.usefixtures("unlisted")

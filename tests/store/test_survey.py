@@ -113,7 +113,7 @@ def test_a_short_listing_is_taken_again_and_then_refused(storage: Path, cut: lis
     if times < LISTINGS:
         assert len(look(storage).sessions) == 5
         return
-    with pytest.raises(ListingIncomplete, match="Nothing was deleted") as caught:
+    with pytest.raises(ListingIncomplete, match="Check the disk") as caught:
         look(storage)
     fields = caught.value.fields
     assert fields["unlisted_count"] in (2, 3)  # metadata.json is listed, too
