@@ -130,6 +130,10 @@ class LimitNotSet(StorageManagerError):
         }
 
 
+class ClockDoubtful(StorageManagerError):
+    """A purge would delete everything because of a clock that is far ahead of all that the store shows."""
+
+
 class LockBusy(StorageManagerError):
     """Another prune holds the lock."""
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+from contextlib import suppress
 from datetime import datetime
 
-from storage_manager.base.errors import EXIT_OK, UsageError
+from storage_manager.base.errors import EXIT_OK, ClockDoubtful, UsageError
 from storage_manager.base.text import printable
+from storage_manager.base.times import from_timestamp, utc_text
 from storage_manager.commands import Context
 from storage_manager.commands.outcome import confirmed, show
 from storage_manager.jobs import prune
 from storage_manager.jobs.plan import Plan
-from storage_manager.jobs.policy import plan_orphan_purge, plan_purge
+from storage_manager.jobs.policy import clock_is_doubtful, latest_moment, plan_orphan_purge, plan_purge
+from storage_manager.store.names import METADATA_NAME
 from storage_manager.store.snapshot import Snapshot
 
 NAME = "purge"
@@ -24,10 +28,23 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if args.orphans and args.group is not None:
         raise UsageError("--orphans and --group exclude each other: an orphan's group is not known")
 
+    # Before recovery, which may write the file by the clock that is in question.
+    modified = _modified(context.settings.storage_dir)
+
     def planner(snapshot: Snapshot, now: datetime) -> Plan:
         if args.orphans:
-            return plan_orphan_purge(snapshot, args.age_days, now)
-        return plan_purge(snapshot, args.age_days, args.group, now)
+            plan = plan_orphan_purge(snapshot, args.age_days, now)
+        else:
+            plan = plan_purge(snapshot, args.age_days, args.group, now)
+        latest = latest_moment(snapshot, now, modified)
+        must_be_sure = args.age_days >= NO_AGE_DAYS and not (args.yes or args.dry_run)
+        if latest is not None and must_be_sure and clock_is_doubtful(plan, args.age_days, now, latest):
+            raise ClockDoubtful(
+                f"nothing was deleted: every {plan.noun} ({len(plan.victims):,}) would go, but this clock says "
+                f"{utc_text(now)[:19]} UTC, and the latest that the store shows is {utc_text(latest)[:19]} UTC. "
+                "Correct the clock; if it is right, and nobody has used the store since, use --yes"
+            )
+        return plan
 
     job = prune.Job(
         kind="purge",
@@ -51,6 +68,13 @@ def run(args: argparse.Namespace, context: Context) -> int:
     outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
     show(outcome, job, args.json, False, context.out)
     return outcome.exit_code
+
+
+def _modified(storage_dir: str) -> list[datetime]:
+    """When a client last wrote metadata.json. The directory's time says nothing: our own lock file changes it."""
+    with suppress(OSError):
+        return [from_timestamp(os.lstat(os.path.join(storage_dir, METADATA_NAME)).st_mtime)]
+    return []
 
 
 def _warning(job: prune.Job, orphans: bool) -> str:

@@ -20,6 +20,7 @@ from storage_manager.store.snapshot import (
     ANOMALY_KINDS,
     CORRUPT,
     DANGLING,
+    FUTURE,
     IN_FLIGHT,
     NOT_A_FILE,
     ORPHAN,
@@ -27,7 +28,7 @@ from storage_manager.store.snapshot import (
     Anomaly,
     Snapshot,
 )
-from storage_manager.store.survey import EXAMPLES, Totals, take_snapshot
+from storage_manager.store.survey import EXAMPLES, Totals, future_examples, take_snapshot
 
 LEFTOVER = "leftover"
 LOCK = "lock"
@@ -43,6 +44,7 @@ NOUNS = {
     CORRUPT: "corrupt entry",
     NOT_A_FILE: "blob that is not a file",
     UNREADABLE: "unreadable blob",
+    FUTURE: "session that is dated in the future",
     LEFTOVER: "left-over file",
     LOCK: "lock",
     DRIFT: "blob of another size than declared",
@@ -136,6 +138,8 @@ def _anomalies(snapshot: Snapshot, now: datetime, is_busy: bool) -> Iterator[Fin
             found.sort(key=lambda anomaly: anomaly.modified_at or now, reverse=True)
             remedy, needs_attention = REMEDIES[AHEAD], True
         examples = [f"{printable(anomaly.name, 200)} ({anomaly.detail})" for anomaly in found[:EXAMPLES]]
+        if kind == FUTURE:
+            examples = future_examples(snapshot)
         if kind == DANGLING:
             examples = [session.guid for session in snapshot.dangling[:EXAMPLES]]
             needs_attention = not is_busy  # a run deletes blobs first

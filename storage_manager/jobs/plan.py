@@ -9,6 +9,7 @@ from storage_manager.base.quantity import counted, size
 from storage_manager.store.snapshot import (
     CORRUPT,
     DANGLING,
+    FUTURE,
     IN_FLIGHT,
     NOT_A_FILE,
     ORPHAN,
@@ -23,6 +24,8 @@ REMEDIES = {
     CORRUPT: "mend the entry by hand while the service is stopped, or leave it: it stays, and its blob counts",
     NOT_A_FILE: "look what it is, and move it away",
     UNREADABLE: "check the permissions and the disk",
+    FUTURE: "compare the clocks of the hosts; if they are right, correct created_at while the service is stopped "
+    "(until then it counts as the newest, and goes last)",
 }
 """What to do about a kind of anomaly."""
 

@@ -8,10 +8,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, Optional
 
 from storage_manager.jobs.plan import Keep, Plan
-from storage_manager.store.snapshot import ORPHAN, UNREADABLE, Session, Snapshot
-
-# A guid is hexadecimal in either case: of sessions created at the same moment, all sort before this.
-AFTER_EVERY_GUID = "g"
+from storage_manager.store.snapshot import AFTER_EVERY_GUID, FUTURE, ORPHAN, UNREADABLE, Session, Snapshot
 
 
 class PruneLimits(NamedTuple):
@@ -53,7 +50,9 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
     freed = sum(session.size_bytes for session in victims)
     causes: dict[str, int] = _unknown(snapshot)
     if usage > limits.limit_bytes and usage - freed > limits.target_bytes:
-        causes |= {kind: size for kind, (_, size) in scope.anomaly_totals().items() if size}
+        totals = scope.anomaly_totals()
+        totals.pop(FUTURE, None)  # sessions like others: what stays of them is protected
+        causes |= {kind: size for kind, (_, size) in totals.items() if size}
         if excess > 0:  # the protections have stopped it, too
             causes.update(
                 (keep.cause, sum(s.size_bytes for s in keep.sessions)) for keep in protections if keep.sessions
@@ -76,6 +75,31 @@ def plan_nothing(snapshot: Snapshot) -> Plan:
     usage = snapshot.usage_bytes
     kept = [Keep("not_needed", "deletion is switched off", snapshot.sessions)] if snapshot.sessions else []
     return Plan((), (), "", kept, usage, usage, None, {})
+
+
+# So few sessions may all be as old as that by chance.
+HANDFUL = 5
+# A store at work shows a later time than this.
+QUIET_DAYS = 1.0
+
+
+def clock_is_doubtful(plan: Plan, age_days: float, now: datetime, latest: Optional[datetime]) -> bool:
+    """Whether a purge would delete everything only because the clock is far ahead of all that the store shows.
+
+    `latest` is the latest moment that it shows.
+    """
+    if latest is None or plan.kept or len(plan.victims) <= HANDFUL:
+        return False
+    return (now - latest).total_seconds() > max(age_days, QUIET_DAYS) * 86_400
+
+
+def latest_moment(snapshot: Snapshot, now: datetime, modified: Sequence[datetime]) -> Optional[datetime]:
+    """The latest moment up to now that a store shows: of a session, an orphan, or a modification."""
+    moments = [*modified, *(anomaly.modified_at for anomaly in snapshot.anomalies if anomaly.modified_at)]
+    known = snapshot.sessions[: _count_aged(snapshot.sessions, now, days=0)]
+    if known:
+        moments.append(known[-1].created_at)
+    return max((moment for moment in moments if moment <= now), default=None)
 
 
 def plan_purge(snapshot: Snapshot, age_days: float, group: Optional[str], now: datetime) -> Plan:

@@ -6,8 +6,9 @@ one per session) and nothing to import.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple, Optional
 
 ORPHAN = "orphan"
@@ -16,7 +17,15 @@ DANGLING = "dangling"
 CORRUPT = "corrupt"
 NOT_A_FILE = "not_a_file"
 UNREADABLE = "unreadable"
-ANOMALY_KINDS = (ORPHAN, IN_FLIGHT, DANGLING, CORRUPT, NOT_A_FILE, UNREADABLE)
+FUTURE = "future"
+ANOMALY_KINDS = (ORPHAN, IN_FLIGHT, DANGLING, CORRUPT, NOT_A_FILE, UNREADABLE, FUTURE)
+
+# Clocks of hosts that share a store differ by less.
+FUTURE_AGE = timedelta(minutes=10)
+
+
+# A guid is hexadecimal in either case: of sessions created at the same moment, all sort before this.
+AFTER_EVERY_GUID = "g"
 
 
 class Session(NamedTuple):
@@ -61,11 +70,22 @@ class Snapshot(NamedTuple):
     sessions: Sequence[Session]
     dangling: Sequence[Session]
     anomalies: Sequence[Anomaly]
-    """All anomalies but the dangling entries, which have a list of their own."""
+    """All anomalies but the dangling entries and the sessions of the future, which have lists of their own."""
     torn: Sequence[str] = ()
     """Unfinished metadata of writers that seemed dead, kept aside by earlier runs."""
     leftovers: Mapping[str, int] = {}
     """name -> bytes of what has the name of a file that commits make beside metadata.json, the torn ones among them."""
+    future: Sequence[Session] = ()
+    """Those of the sessions that are dated in the future of the clock. They stand last: they go when all others have
+    gone."""
+
+    def seen_at(self, now: datetime) -> Snapshot:
+        """The same, with the sessions that are of the future by this clock."""
+        try:
+            latest = now + FUTURE_AGE
+        except OverflowError:  # at the end of the calendar nothing is ahead
+            return self._replace(future=())
+        return self._replace(future=self.sessions[bisect_right(self.sessions, (latest, AFTER_EVERY_GUID)) :])
 
     def scoped(self, group: Optional[str]) -> Snapshot:
         """The store as a command with `--group` sees it: that group's sessions alone."""
@@ -75,6 +95,7 @@ class Snapshot(NamedTuple):
             [session for session in self.sessions if session.group == group],
             [session for session in self.dangling if session.group == group],
             [],
+            future=[session for session in self.future if session.group == group],
         )
 
     @property
@@ -97,4 +118,6 @@ class Snapshot(NamedTuple):
             totals[anomaly.kind] = (count + 1, size + anomaly.size_bytes)
         if self.dangling:
             totals[DANGLING] = (len(self.dangling), 0)
+        if self.future:
+            totals[FUTURE] = (len(self.future), sum(session.size_bytes for session in self.future))
         return {kind: totals[kind] for kind in ANOMALY_KINDS if kind in totals}

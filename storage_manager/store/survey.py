@@ -11,12 +11,13 @@ from storage_manager.base.clock import Clock, Patience
 from storage_manager.base.errors import ListingIncomplete
 from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
+from storage_manager.base.times import utc_text
 from storage_manager.store.directory import Store, open_store, stores_below
 from storage_manager.store.document import visit_members
 from storage_manager.store.inventory import Inventory
 from storage_manager.store.names import METADATA_NAME
 from storage_manager.store.reading import READ_PATIENCE_SECS, Reading, read_stable
-from storage_manager.store.snapshot import ANOMALY_KINDS, DANGLING, IN_FLIGHT, Snapshot
+from storage_manager.store.snapshot import ANOMALY_KINDS, DANGLING, FUTURE, IN_FLIGHT, Snapshot
 
 # A report names this many of a kind; thousands of orphans, found again each hour, must not fill the log.
 EXAMPLES = 5
@@ -58,10 +59,12 @@ def _look(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optional
 
     found = read_stable(store, _ReaderPatience(clock, store, log), take_inventory)
     if found is None:
-        return Inventory(store).snapshot(clock.now()), None
+        now = clock.now()
+        return Inventory(store).snapshot(now).seen_at(now), None
     reading, inventory = found
     try:
-        return inventory.snapshot(clock.now()), reading
+        now = clock.now()
+        return inventory.snapshot(now).seen_at(now), reading
     except BaseException:
         reading.close()
         raise
@@ -105,6 +108,7 @@ def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> Tota
         if len(names[anomaly.kind]) < EXAMPLES:
             names[anomaly.kind].append(f"{printable(anomaly.name, 200)} ({anomaly.detail})")
     names[DANGLING] = [session.guid for session in snapshot.dangling[:EXAMPLES]]
+    names[FUTURE] = future_examples(snapshot)
     totals = snapshot.anomaly_totals()
     for kind, (count, size_bytes) in totals.items():
         # A save or a delete under way is everyday life; the rest wants somebody's attention.
@@ -125,6 +129,10 @@ def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> Tota
     if below:
         report_suspect(storage_dir, below, log)
     return Totals(len(snapshot.sessions), snapshot.usage_bytes, totals, below)
+
+
+def future_examples(snapshot: Snapshot) -> list[str]:
+    return [f"{session.guid} (dated {utc_text(session.created_at)})" for session in snapshot.future[:EXAMPLES]]
 
 
 def report_suspect(storage_dir: str, suggested_dirs: Sequence[str], log: EventLog) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -390,3 +392,92 @@ def test_two_orphans_with_one_guid_are_two(storage: Path) -> None:
 def test_orphans_have_no_group(storage: Path) -> None:
     done = purge(storage, "--orphans", "--group", "a")
     assert done.returncode == 64 and "group is not known" in done.stderr
+
+
+# A clock that is wrong
+
+
+def age_store(storage: Path, count: int, days: float, group: str | None = None) -> set[str]:
+    """A store that nobody has used for so many days: to it, this clock is that far ahead."""
+    guids = {save(storage, (days + number / 100) * DAY_SECS, group=group) for number in range(count)}
+    moment = time.time() - days * DAY_SECS
+    for path in storage.iterdir():
+        os.utime(path, (moment, moment))
+    return guids
+
+
+@pytest.mark.parametrize("days", [40, 3650])
+@pytest.mark.parametrize("options", [[], ["--age-days", "0.1"], ["--group", "a"], ["--json"]])
+def test_a_clock_far_ahead_of_the_store_deletes_not_everything_without_yes(
+    storage: Path, days: int, options: list[str]
+) -> None:
+    guids = age_store(storage, 6, days, group="a")
+    for _ in range(2):  # being refused must leave nothing that makes the clock plausible
+        done = purge(storage, *options)
+        assert done.returncode == 1 and done.stdout == ""
+        told = event(done.stderr, "storage_manager.purge.failed")["@m"]
+        moments = re.findall(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d UTC", told)
+        assert len(moments) == 2 and moments[0] > moments[1] and "--yes" in told
+        assert left(storage) == guids
+    assert purge(storage, *options, "--dry-run").returncode == 0
+    assert purge(storage, *options, "--yes").returncode == 0
+    assert left(storage) == set()
+
+
+def test_orphans_are_not_all_purged_by_such_a_clock_either(storage: Path) -> None:
+    guids = age_store(storage, 6, 40)
+    (storage / "metadata.json").unlink()
+    assert purge(storage, "--orphans").returncode == 1
+    assert blobs(storage) == guids
+    assert purge(storage, "--orphans", "--yes").returncode == 0
+    assert blobs(storage) == set()
+
+
+def test_a_clock_is_believed_when_the_store_shows_a_time_near_it(storage: Path) -> None:
+    age_store(storage, 6, 40)
+    os.utime(storage / "metadata.json")
+    assert purge(storage).returncode == 0
+    assert left(storage) == set()
+
+
+def test_a_clock_is_believed_when_it_leaves_something_or_deletes_a_handful(storage: Path) -> None:
+    age_store(storage, 5, 40)
+    assert purge(storage).returncode == 0
+    assert left(storage) == set()
+    age_store(storage, 6, 40)
+    young = save(storage, DAY_SECS)
+    os.utime(storage / "metadata.json", (1e9, 1e9))
+    assert purge(storage).returncode == 0
+    assert left(storage) == {young}
+
+
+def test_a_session_of_the_future_does_not_vouch_for_the_clock(storage: Path) -> None:
+    guids = age_store(storage, 6, 40)
+    ahead = save(storage, -DAY_SECS)
+    os.utime(storage / "metadata.json", (1e9, 1e9))
+    assert purge(storage, "--age-days", "30").returncode == 0  # not everything: it stays
+    assert left(storage) == {ahead} and not guids & blobs(storage)
+
+
+# Sessions of the future
+
+
+def test_sessions_of_the_future_are_named_and_go_last(storage: Path) -> None:
+    near = save(storage, -300)  # clocks differ by that much
+    ahead = {save(storage, -DAY_SECS * (number + 1), data=b"x" * 1000) for number in range(2)}
+    old = [save(storage, DAY_SECS * (9 - number), data=b"x" * 1000) for number in range(3)]
+    for words in (["stats"], ["list"], ["check"], ["prune-size", "--max-mb", "2500B"]):
+        done = run_tool(*words, "--storage-dir", storage)
+        found = [item for item in events(done.stderr) if item["event"] == "storage_manager.anomaly"]
+        [told] = [item for item in found if item["kind"] == "future"]
+        assert (told["@l"], told["count"], told["size_bytes"]) == ("Warning", 2, 2000)
+        assert {example[:36] for example in told["examples"]} == ahead
+        assert near not in str(told)
+        if words == ["check"]:
+            assert done.returncode == 1 and "session" in done.stdout and "compare the clocks" in done.stdout
+        if words == ["stats"]:
+            assert "future" in done.stdout
+    assert done.returncode == 0
+    assert left(storage) == {near, *ahead}, "never ahead of older ones"
+    assert run_tool("prune-size", "--max-mb", "1000B", "--storage-dir", storage).returncode == 0
+    assert not set(old) & blobs(storage) and len(left(storage)) == 1
