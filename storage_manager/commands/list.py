@@ -13,7 +13,7 @@ from storage_manager.base.text import printable
 from storage_manager.base.times import utc_text
 from storage_manager.commands import Context
 from storage_manager.store.snapshot import Session
-from storage_manager.store.survey import take_snapshot
+from storage_manager.store.survey import report_unknown_group, take_snapshot
 
 _ROW = "{:<36}  {:<19}  {:>12}  {:>10}  {:<9}  {}"
 
@@ -21,6 +21,7 @@ _ROW = "{:<36}  {:<19}  {:>12}  {:>10}  {:<9}  {}"
 def run(args: argparse.Namespace, context: Context) -> int:
     storage_dir = context.settings.storage_dir
     snapshot, _ = take_snapshot(storage_dir, context.clock, context.log)
+    report_unknown_group(snapshot, args.group, storage_dir, context.log)
     snapshot = snapshot.scoped(args.group)
     now = context.clock.now()
     dangling = {session.guid for session in snapshot.dangling}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any, Optional
 
 from storage_manager.base import quantity
@@ -13,12 +14,17 @@ from storage_manager.base.times import utc_text
 from storage_manager.commands import Context, tables
 from storage_manager.config import Settings, limit_text
 from storage_manager.store.snapshot import Snapshot
-from storage_manager.store.survey import take_snapshot
+from storage_manager.store.survey import allocation, report_unknown_group, take_snapshot
+
+# Blocks are larger than small blobs; what differs by less than this, and by less than a factor, says nothing.
+_MUCH_BYTES = 1024 * 1024
+_MUCH_FACTOR = 2
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
     settings = context.settings
     snapshot, findings = take_snapshot(settings.storage_dir, context.clock, context.log)
+    report_unknown_group(snapshot, args.group, settings.storage_dir, context.log)
     facts = _facts(snapshot.scoped(args.group), settings, args.group)
     facts["suggested_dirs"] = findings.suggested_dirs
     if args.json:
@@ -44,6 +50,8 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str]) -> dict
         row[1] += session.size_bytes
         declared += session.declared_bytes or 0
     usage = snapshot.usage_bytes
+    names = [session.blob_name for session in snapshot.sessions] + [anomaly.name for anomaly in snapshot.anomalies]
+    taken = allocation(settings.storage_dir, names)
     session_bytes = snapshot.session_bytes
     return {
         "storage_dir": settings.storage_dir,
@@ -53,6 +61,8 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str]) -> dict
         "declared_bytes": declared,
         "drift_bytes": session_bytes - declared,
         "usage_bytes": usage,
+        "allocated_bytes": taken.allocated_bytes,
+        "linked_count": taken.linked_count,
         "usage_mb": quantity.megabytes(usage),
         "limit_bytes": limit_bytes,
         "limit_mb": None if limit_bytes is None else quantity.megabytes(limit_bytes),
@@ -88,6 +98,8 @@ def _print(facts: dict[str, Any], out: Output) -> None:
         direction = "more" if facts["drift_bytes"] > 0 else "less"
         drift = quantity.size(abs(facts["drift_bytes"]))
         out.line(f"Declared   {quantity.size(facts['declared_bytes'])}; on disk there is {drift} {direction}")
+    for line in _on_disk(usage, facts["allocated_bytes"], facts["linked_count"]):
+        out.line(f"On disk    {line}")
     if facts["oldest_created_at"]:
         out.line(f"Oldest     {facts['oldest_created_at']}")
         out.line(f"Newest     {facts['newest_created_at']}")
@@ -111,3 +123,13 @@ def _print(facts: dict[str, Any], out: Output) -> None:
         ]
         for line in tables.table(("ANOMALY", "COUNT>", "SIZE>"), rows):
             out.line(line)
+
+
+def _on_disk(usage: int, allocated: int, linked_count: int) -> Iterator[str]:
+    """What deleting the blobs would free, where their sizes do not say it."""
+    low, high = sorted((usage, allocated))
+    if high - low >= _MUCH_BYTES and high >= _MUCH_FACTOR * low:
+        why = "blobs are sparse or compressed" if allocated < usage else "blobs are smaller than the disk's blocks"
+        yield f"{quantity.size(allocated)}: {why}; the limit counts sizes"
+    if linked_count:
+        yield f"{quantity.counted(linked_count, 'blob')} with another hard link: deleting them frees no space"

@@ -18,7 +18,7 @@ from storage_manager.jobs.plan import Outcome, Plan, sentence, unmet
 from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.store.locked import LockedStore, locked_store
 from storage_manager.store.snapshot import Session, Snapshot
-from storage_manager.store.survey import report_findings, take_snapshot
+from storage_manager.store.survey import report_findings, report_unknown_group, take_snapshot
 
 # A long prune commits this often, so that a crash leaves few dangling entries, and a client that lists the
 # sessions does not see deleted ones for long.
@@ -229,6 +229,7 @@ class _Run:
 
 def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> dict[str, object]:
     """The events before anything happens; the facts that the summary repeats."""
+    report_unknown_group(snapshot, job.group, job.storage_dir, log)
     scope = snapshot.scoped(job.group)
     totals = scope.anomaly_totals()
     facts: dict[str, object] = {

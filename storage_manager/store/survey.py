@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from stat import S_ISREG
 from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
@@ -15,12 +16,15 @@ from storage_manager.base.times import utc_text
 from storage_manager.store.directory import Store, open_store, stores_below
 from storage_manager.store.document import visit_members
 from storage_manager.store.inventory import Inventory
-from storage_manager.store.names import METADATA_NAME
+from storage_manager.store.names import METADATA_NAME, is_blob_name
 from storage_manager.store.reading import READ_PATIENCE_SECS, Reading, read_stable
 from storage_manager.store.snapshot import ANOMALY_KINDS, DANGLING, FUTURE, IN_FLIGHT, Snapshot
 
 # A report names this many of a kind; thousands of orphans, found again each hour, must not fill the log.
 EXAMPLES = 5
+
+# So many groups are named to somebody who asks for one that does not exist.
+GROUPS = 20
 
 # For so long a busy client may leave a large metadata.json torn without anybody being told.
 SILENCE_SECS = 5.0
@@ -133,6 +137,46 @@ def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> Tota
 
 def future_examples(snapshot: Snapshot) -> list[str]:
     return [f"{session.guid} (dated {utc_text(session.created_at)})" for session in snapshot.future[:EXAMPLES]]
+
+
+def report_unknown_group(snapshot: Snapshot, group: Optional[str], storage_dir: str, log: EventLog) -> None:
+    """The event about a group that nobody has: a slip of the keyboard must not look like an empty group."""
+    if group is None:
+        return
+    known = {session.group for part in (snapshot.sessions, snapshot.dangling) for session in part}
+    if group in known:
+        return
+    names = sorted(name for name in known if name is not None)
+    shown = ", ".join(printable(name, 60) for name in names[:GROUPS])
+    there_are = f"there are {shown}{', ...' if len(names) > GROUPS else ''}" if names else "no session has a group"
+    log.warning(
+        "storage_manager.unknown_group",
+        f"no session is in group {printable(group, 80)}; {there_are}",
+        group=group,
+        groups=names[:GROUPS],
+        storage_dir=storage_dir,
+    )
+
+
+class Allocation(NamedTuple):
+    """What blobs take on the disk, as opposed to their sizes."""
+
+    allocated_bytes: int
+    linked_count: int
+    """Blobs with another hard link: deleting them frees nothing."""
+
+
+def allocation(storage_dir: str, names: Collection[str]) -> Allocation:
+    """Of the blobs of these names, as far as they can be examined. Raises StoreMissing, StoreError."""
+    blocks = linked_count = 0
+    with open_store(storage_dir) as store:
+        for name in filter(is_blob_name, names):  # an anomaly's name may be a key, which may lead anywhere
+            with suppress(OSError):  # gone by now, or reported as unreadable
+                status = store.stat(name)
+                if S_ISREG(status.st_mode):
+                    blocks += status.st_blocks
+                    linked_count += status.st_nlink > 1
+    return Allocation(512 * blocks, linked_count)
 
 
 def report_suspect(storage_dir: str, suggested_dirs: Sequence[str], log: EventLog) -> None:

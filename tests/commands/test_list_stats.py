@@ -338,3 +338,72 @@ def test_looking_changes_nothing(storage: Path) -> None:
     assert storage.stat().st_mtime_ns == directory
     assert leftovers(storage) == []
     assert len(blobs(storage)) == 7
+
+
+# A group that nobody has
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["list"], ["stats"], ["stats", "--json"], ["purge"], ["purge", "--dry-run"], ["prune-size", "--max-mb", "1B"],
+     ["prune-size", "--max-mb", "1B", "--dry-run"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_group_that_nobody_has_is_told_with_those_that_exist(storage: Path, words: list[str]) -> None:
+    guids = make_store(storage, 2, group="research") + make_store(storage, 2, group="a\x1b[31m", seed=2)
+    (storage / f"{guids[0]}.json").unlink()
+    done = run_tool(*words, "--group", "reserch", "--storage-dir", storage)
+    assert done.returncode == 0
+    told = event(done.stderr, "storage_manager.unknown_group")
+    assert (told["@l"], told["group"], told["groups"]) == ("Warning", "reserch", ["a\x1b[31m", "research"])
+    assert "research" in told["@m"] and "\x1b" not in told["@m"]
+    for known in ("research", None):
+        group = [] if known is None else ["--group", known]
+        assert "unknown_group" not in run_tool(*words, *group, "--storage-dir", storage).stderr
+
+
+def test_of_many_groups_some_are_named_and_of_none_that_there_is_none(storage: Path) -> None:
+    make_store(storage, 1)
+    done = run_tool("list", "--group", "x", "--storage-dir", storage)
+    assert "no session has a group" in event(done.stderr, "storage_manager.unknown_group")["@m"]
+    for number in range(30):
+        make_store(storage, 1, seed=100 + number, group=f"g{number:02}")
+    told = event(run_tool("list", "--group", "x", "--storage-dir", storage).stderr, "storage_manager.unknown_group")
+    assert told["groups"] == [f"g{number:02}" for number in range(20)] and told["@m"].endswith("g19, ...")
+
+
+# What the disk says
+
+
+def test_stats_says_that_sparse_blobs_take_less_on_the_disk_than_their_size(storage: Path) -> None:
+    guids = make_store(storage, 3, size=1000)
+    assert "On disk" not in run_tool("stats", "--storage-dir", storage).stdout
+    os.truncate(storage / f"{guids[0]}.json", 50 << 20)
+    done = run_tool("stats", "--storage-dir", storage)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("On disk")]
+    assert "sparse" in line
+    assert counted(storage)["allocated_bytes"] < 1 << 20 < counted(storage)["usage_bytes"]
+
+
+def test_stats_counts_the_blobs_with_another_hard_link(storage: Path) -> None:
+    guids = make_store(storage, 3, size=1000, group="a")
+    for guid in guids[:2]:
+        os.link(storage / f"{guid}.json", storage.parent / f"{guid}.kept")
+    assert counted(storage)["linked_count"] == 2
+    assert counted(storage, "--group", "nobody")["linked_count"] == 0
+    assert "2 blobs with another hard link" in run_tool("stats", "--storage-dir", storage).stdout
+
+
+def test_what_is_no_blob_takes_nothing_on_the_disk_wherever_its_key_leads(storage: Path) -> None:
+    make_store(storage, 1, size=1000)
+    before = counted(storage)["allocated_bytes"]
+    (storage / f"{ORPHAN_GUID}.json").mkdir()  # with two links, as every directory
+    (storage.parent / "outside").write_bytes(b"x" * 100_000)
+    os.link(storage.parent / "outside", storage.parent / "too")
+    entries = read_entries(storage)
+    for key in ("../outside", "\x00", "/etc/passwd", "\udcff"):
+        entries[key] = {}
+    write_entries(storage, entries)
+    facts = counted(storage)
+    assert (facts["allocated_bytes"], facts["linked_count"]) == (before, 0)
+    assert facts["anomalies"]["corrupt"]["count"] == 4
