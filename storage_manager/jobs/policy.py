@@ -86,9 +86,10 @@ QUIET_DAYS = 1.0
 def clock_is_doubtful(plan: Plan, age_days: float, now: datetime, latest: Optional[datetime]) -> bool:
     """Whether a purge would delete everything only because the clock is far ahead of all that the store shows.
 
-    `latest` is the latest moment that it shows.
+    `latest` is the latest moment that it shows. Sessions of the future stay whatever the clock says, and prove nothing.
     """
-    if latest is None or plan.kept or len(plan.victims) <= HANDFUL:
+    is_all = all(session.created_at > now for keep in plan.kept for session in keep.sessions)
+    if latest is None or not is_all or len(plan.victims) <= HANDFUL:
         return False
     return (now - latest).total_seconds() > max(age_days, QUIET_DAYS) * 86_400
 

@@ -455,8 +455,10 @@ def test_a_session_of_the_future_does_not_vouch_for_the_clock(storage: Path) -> 
     guids = age_store(storage, 6, 40)
     ahead = save(storage, -DAY_SECS)
     os.utime(storage / "metadata.json", (1e9, 1e9))
-    assert purge(storage, "--age-days", "30").returncode == 0  # not everything: it stays
-    assert left(storage) == {ahead} and not guids & blobs(storage)
+    assert purge(storage, "--age-days", "30").returncode == 1
+    assert left(storage) == {ahead, *guids}
+    assert purge(storage, "--age-days", "30", "--yes").returncode == 0
+    assert left(storage) == {ahead}
 
 
 # Sessions of the future
