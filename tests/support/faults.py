@@ -406,7 +406,7 @@ def torn(storage: Path) -> Scene:
 def _blob(storage: Path, guid: str, size: int = 0) -> dict[str, Any]:
     """The first half of a save; returns the entry for the second."""
     (storage / f"{guid}.json").write_bytes(b"n" * size)
-    return {"format": "json", "size": size, "created_at": f"2030-01-0{guid[0]}T00:00:00"}
+    return {"format": "json", "size": size, "created_at": f"2026-03-1{guid[0]}T00:00:00"}
 
 
 def clone(source: Path, target: Path) -> None:
