@@ -26,6 +26,8 @@ class StorageManagerError(Exception):
 
     exit_code = EXIT_FAILED
     event = "storage_manager.command_failed"
+    lacks_evidence = False
+    """Whether it is about evidence that is missing or contradicts itself: no time will mend it, somebody must look."""
     reported = False
     """True once an event has told of it, so that nobody tells it twice."""
     committed = False
@@ -85,6 +87,7 @@ class MetadataCorrupt(StorageManagerError):
 class ListingIncomplete(StorageManagerError):
     """The directory listing lacks files that exist: nothing that follows from it may be believed."""
 
+    lacks_evidence = True
     event = "storage_manager.listing_incomplete"
 
     def __init__(self, path: str, count: int, example: str) -> None:
@@ -104,6 +107,26 @@ class ListingIncomplete(StorageManagerError):
         return {"file": self.path, "unlisted_count": self.count, "example": self.example}
 
 
+class BlobsMissing(StorageManagerError):
+    """Too many entries have no blob: the store may be half restored, or the volume of its blobs not mounted."""
+
+    event = "storage_manager.storage_suspect"
+    lacks_evidence = True
+
+    def __init__(self, path: str, missing_count: int, entry_count: int) -> None:
+        self.missing_count = missing_count
+        self.entry_count = entry_count
+        super().__init__(
+            f"{missing_count:,} of {entry_count:,} entries in {path} have no blob, and neither an interrupted run nor "
+            f"a few deletions of the service explain that. Is the store being restored, or a volume not mounted? If "
+            f"the blobs are gone for good, `check --repair` removes their entries"
+        )
+
+    @property
+    def fields(self) -> dict[str, object]:
+        return {"missing_count": self.missing_count, "entry_count": self.entry_count}
+
+
 class CommitContended(StorageManagerError):
     """metadata.json changed under every attempt to commit. The entries stay, dangling; nothing is lost."""
 
@@ -111,6 +134,7 @@ class CommitContended(StorageManagerError):
 class LimitNotSet(StorageManagerError):
     """Sessions would have to go for a limit that nobody has set: the one that was set cannot be understood."""
 
+    lacks_evidence = True
     event = "storage_manager.prune.held"
 
     def __init__(self, message: str, variable: str, limit_bytes: int, victim_count: int, victim_bytes: int) -> None:
@@ -132,6 +156,13 @@ class LimitNotSet(StorageManagerError):
 
 class ClockDoubtful(StorageManagerError):
     """A purge would delete everything because of a clock that is far ahead of all that the store shows."""
+
+
+class StoreGone(StorageManagerError):
+    """metadata.json or the storage directory has disappeared since it was seen."""
+
+    event = "storage_manager.store_gone"
+    lacks_evidence = True
 
 
 class LockBusy(StorageManagerError):

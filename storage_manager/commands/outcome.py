@@ -92,5 +92,7 @@ def _decisions(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, Session, 
     for action, session, reason in outcome.plan.decisions():
         if session.blob_name in outcome.failed:
             yield "failed", session, reason
+        elif session.blob_name in outcome.changed:
+            yield "keep", session, "saved again in the meantime"
         elif verbose or action != "keep":
             yield action, session, reason

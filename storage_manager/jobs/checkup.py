@@ -44,7 +44,7 @@ NOUNS = {
     CORRUPT: "corrupt entry",
     NOT_A_FILE: "blob that is not a file",
     UNREADABLE: "unreadable blob",
-    FUTURE: "session that is dated in the future",
+    FUTURE: "session of the future",
     LEFTOVER: "left-over file",
     LOCK: "lock",
     DRIFT: "blob of another size than declared",

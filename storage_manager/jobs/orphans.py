@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any, NamedTuple, Optional
 
 from storage_manager.base.clock import Clock, Patience
-from storage_manager.base.times import from_timestamp
 from storage_manager.store.directory import Store
 from storage_manager.store.entry import blob_name
 from storage_manager.store.names import GUID_LENGTH, METADATA_NAME, is_format
@@ -34,10 +33,10 @@ class OrphanGuard:
         self._taken: set[str] = set()
 
     def is_orphan(self, orphan: Session) -> bool:
-        """Whether nobody has given it an entry, or written to it. Raises MetadataCorrupt, StoreError."""
+        """Whether nobody has given it an entry. Raises MetadataCorrupt, StoreError."""
         if self._status is None or not is_named(self._store, METADATA_NAME, self._status):
             self._look_again()
-        return orphan.guid not in self._taken and self._is_untouched(orphan)
+        return orphan.guid not in self._taken
 
     def _look_again(self) -> None:
         found = read_document(self._store, Patience(self._clock, READ_PATIENCE_SECS, 0.0))
@@ -56,12 +55,6 @@ class OrphanGuard:
         """Whether an entry is about a blob of that guid that is no orphan of ours, and is there."""
         name = blob_name(guid, value)
         return name is not None and name not in self._orphans and self._store.status(name) is not None
-
-    def _is_untouched(self, orphan: Session) -> bool:
-        status = self._store.status(orphan.blob_name)
-        if status is None:
-            return True  # whoever deletes it finds out
-        return (from_timestamp(status.st_mtime), status.st_size) == (orphan.created_at, orphan.size_bytes)
 
 
 class Adoptable(NamedTuple):

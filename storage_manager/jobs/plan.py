@@ -104,6 +104,8 @@ class Outcome(NamedTuple):
     swept_count: int
     final_bytes: int
     exit_code: int
+    changed: frozenset[str] = frozenset()
+    """The names of the blobs that stay because they were saved again after the plan was made."""
 
 
 def unmet(plan: Plan, final_bytes: int) -> str:
@@ -127,4 +129,6 @@ def sentence(outcome: Outcome) -> str:
     text += f"; {size(outcome.final_bytes)} {'would remain' if outcome.dry_run else 'remain'}"
     if outcome.failed:
         text += f"; {counted(len(outcome.failed), 'blob')} could not be deleted"
+    if outcome.changed:
+        text += f"; {counted(len(outcome.changed), outcome.plan.noun)} saved again in the meantime"
     return text

@@ -77,6 +77,23 @@ def plan_nothing(snapshot: Snapshot) -> Plan:
     return Plan((), (), "", kept, usage, usage, None, {})
 
 
+# What the deletions of a client leave that is at work, or two that raced each other: so many entries without a blob, or
+# one in so many.
+FEW_MISSING = 10
+FEW_IN = 100
+
+
+def blobs_are_missing(scope: Snapshot) -> bool:
+    """Whether more entries have no blob than is explained.
+
+    A run that was interrupted deletes oldest first, and a client that writes an older text brings just those entries
+    back: they are older than every session that is left. A client's own deletions leave few.
+    """
+    dangling, sessions = scope.dangling, scope.sessions
+    older = bisect_left(dangling, sessions[0]) if sessions else 0
+    return len(dangling) - older > max(FEW_MISSING, (len(dangling) + len(sessions)) // FEW_IN)
+
+
 # So few sessions may all be as old as that by chance.
 HANDFUL = 5
 # A store at work shows a later time than this.

@@ -25,6 +25,8 @@ class Progress:
         self.freed_bytes = 0
         self.gone_count = 0
         self.gone_bytes = 0
+        self.changed: set[str] = set()
+        """Victims that were saved again in the meantime, and are none any more."""
         self.failed: set[str] = set()
         self.swept_count = 0
         self.removed_count = 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from errno import ENOSPC, EROFS
@@ -10,12 +12,22 @@ from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, LockLost, StoreError, describe_errno, errno_name
+from storage_manager.base.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    BlobsMissing,
+    LockLost,
+    StoreError,
+    describe_errno,
+    errno_name,
+)
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.orphans import OrphanGuard
 from storage_manager.jobs.plan import Outcome, Plan, sentence, unmet
+from storage_manager.jobs.policy import blobs_are_missing
 from storage_manager.jobs.progress import Progress, report_swept, reporting
+from storage_manager.store.inventory import mark
 from storage_manager.store.locked import LockedStore, locked_store
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings, report_unknown_group, take_snapshot
@@ -49,6 +61,7 @@ def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] 
     started = clock.monotonic()
     progress = progress or Progress()
     snapshot, progress.findings = take_snapshot(job.storage_dir, clock, log)
+    _require_blobs(job, snapshot)
     plan = job.planner(snapshot, clock.now())
     facts = _report_check(job, snapshot, plan, log)
     outcome = Outcome(
@@ -91,6 +104,8 @@ class _Run:
         self._guard: Optional[OrphanGuard] = None
         self._swept: dict[str, Session] = {}
         """Dangling entries that are still to be removed."""
+        self._marks: Sequence[int] = ()
+        """Of every file as it was when the plan was made, sorted."""
 
     def carry_out(self) -> Outcome:
         job, clock, progress = self._job, self._clock, self._progress
@@ -109,7 +124,9 @@ class _Run:
                 group=job.group,
             )
             self._delete_all(plan)
-        exit_code = EXIT_OK if plan.target_met and not progress.failed else EXIT_FAILED
+        # That all victims were saved again is no chance: inode numbers or times are not to be relied on here.
+        is_unfit = len(plan.victims) == len(progress.changed) > 0
+        exit_code = EXIT_OK if plan.target_met and not progress.failed and not is_unfit else EXIT_FAILED
         if clock.stop_signal is not None:
             exit_code = 128 + clock.stop_signal
         outcome = Outcome(
@@ -121,6 +138,7 @@ class _Run:
             swept_count=progress.swept_count,
             final_bytes=plan.current_bytes - progress.gone_bytes,
             exit_code=exit_code,
+            changed=frozenset(progress.changed),
         )
         _report_end(job, outcome, facts, clock.monotonic() - started, self._log)
         progress.sentence = sentence(outcome)
@@ -132,8 +150,11 @@ class _Run:
         snapshot, reading = self._locked.look()
         with reading or nullcontext():
             self._progress.findings = report_findings(snapshot, job.storage_dir, self._log)
+            _require_blobs(job, snapshot)
             plan = job.planner(snapshot, clock.now())
             facts = _report_check(job, snapshot, plan, self._log)
+            if plan.victims:
+                self._marks = array("q", sorted(snapshot.marks))
             # Of a large store, what stays takes much memory, and is of no more use.
             del snapshot
             if not job.explain:
@@ -194,6 +215,9 @@ class _Run:
         job, store, progress = self._job, self._locked.store, self._progress
         name = session.blob_name
         try:
+            if self._has_changed(name):
+                self._report_changed(session)
+                return
             existed = store.unlink(name)
         except OSError as error:
             if error.errno == EROFS:
@@ -225,6 +249,36 @@ class _Run:
             group=session.group,
             reason=plan.reason,
         )
+
+    def _has_changed(self, name: str) -> bool:
+        """Whether a name leads to another file than when the plan was made, or to one that was written to.
+
+        Then a client has saved the session again, and nobody has chosen that one. Raises OSError.
+        """
+        try:
+            found = mark(name, self._locked.store.stat(name))
+        except FileNotFoundError:
+            return False  # its owner has deleted it
+        place = bisect_left(self._marks, found)
+        return place == len(self._marks) or self._marks[place] != found
+
+    def _report_changed(self, session: Session) -> None:
+        job = self._job
+        self._progress.changed.add(session.blob_name)
+        self._log.info(
+            f"storage_manager.{job.kind}.changed",
+            f"{session.blob_name} was saved again after the plan was made; it stays",
+            guid=session.guid,
+            file=self._locked.store.file(session.blob_name),
+        )
+
+
+def _require_blobs(job: Job, snapshot: Snapshot) -> None:
+    """Raises BlobsMissing."""
+    scope = snapshot.scoped(job.group)
+    if blobs_are_missing(scope):
+        missing_count = len(scope.dangling)
+        raise BlobsMissing(job.storage_dir, missing_count, missing_count + len(scope.sessions))
 
 
 def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> dict[str, object]:
@@ -280,6 +334,7 @@ def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: floa
         freed_mb=quantity.megabytes(outcome.freed_bytes),
         swept_count=outcome.swept_count,
         failed_count=len(outcome.failed),
+        changed_count=len(outcome.changed),
         final_bytes=outcome.final_bytes,
         final_mb=quantity.megabytes(outcome.final_bytes),
         exit_code=outcome.exit_code,

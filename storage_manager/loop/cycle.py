@@ -23,6 +23,8 @@ class Ending(NamedTuple):
     sentence: str
     interrupted: bool = False
     """A signal cut it short: neither a success nor a failure."""
+    lacks_evidence: bool = False
+    """It stopped because evidence was missing or contradicted itself: somebody must look."""
 
 
 def left_behind(progress: Progress) -> Optional[Totals]:
@@ -62,6 +64,7 @@ def result(
         freed_bytes=progress.freed_bytes,
         anomalies={kind: count for kind, (count, _) in totals.items() if count},
         suggested_dirs=() if left is None else tuple(printable(path, 4096) for path in left.suggested_dirs),
+        lacks_evidence=ending.lacks_evidence,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple, Optional
 from storage_manager.base import quantity
 from storage_manager.base.process import GONE, STOPPED, Process
 from storage_manager.base.times import utc_text
+from storage_manager.loop.sighting import Sighting
 
 CYCLE: Final = "cycle"
 SLEEPING: Final = "sleeping"
@@ -55,6 +56,8 @@ class CycleResult(NamedTuple):
     """Where the store probably is instead."""
     limit_source: Optional[str] = None
     """As in Settings; None when an older version wrote the file."""
+    lacks_evidence: Optional[bool] = None
+    """Whether it stopped because evidence was missing, such as the store itself. None: an older version wrote this."""
 
 
 class Heartbeat(NamedTuple):
@@ -78,6 +81,8 @@ class Heartbeat(NamedTuple):
     last_success_at: Optional[datetime]
     failures: int
     """Cycles in a row, up to the last one, that ended with another code than 0."""
+    store: Optional[Sighting] = None
+    """The store that a cycle saw last. It is kept while the store is gone."""
 
 
 # The verdict
@@ -85,6 +90,13 @@ class Heartbeat(NamedTuple):
 
 def verdict(heartbeat: Heartbeat, now: datetime, process_condition: str) -> Optional[str]:
     """Why the loop is unhealthy, in a sentence; None when it is not. `process_condition` is process.condition()'s."""
+    if heartbeat.last_cycle is not None and heartbeat.last_cycle.lacks_evidence:
+        return heartbeat.last_cycle.sentence
+    return stuck(heartbeat, now, process_condition)
+
+
+def stuck(heartbeat: Heartbeat, now: datetime, process_condition: str) -> Optional[str]:
+    """The verdict without what only somebody who looks can mend: a restart may help against the rest."""
     return trouble(heartbeat, now, process_condition) or _not_recent(heartbeat, now)
 
 

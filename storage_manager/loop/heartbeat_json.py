@@ -13,6 +13,7 @@ from storage_manager.base.strict_json import json_text
 from storage_manager.base.text import printable
 from storage_manager.base.times import parse_time, utc_text
 from storage_manager.loop.heartbeat import CycleResult, Heartbeat, State
+from storage_manager.loop.sighting import Sighting
 
 # A heartbeat takes less than 2 KB; the rest is room for long paths.
 LARGEST_BYTES = 64 * 1024
@@ -29,6 +30,8 @@ def as_json(heartbeat: Heartbeat) -> dict[str, Any]:
     facts.update(process._asdict())
     if heartbeat.last_cycle is not None:
         facts["last_cycle"] = _shown(heartbeat.last_cycle._asdict())
+    if heartbeat.store is not None:
+        facts["store"] = heartbeat.store._asdict()
     return _shown(facts)
 
 
@@ -106,4 +109,5 @@ _READERS: dict[Any, Callable[[Any], Any]] = {
     },
     tuple[str, ...]: lambda value: tuple(map(_text, _valid(type(value) is list, value))),
     CycleResult: lambda value: _read(CycleResult, value),
+    Sighting: lambda value: _read(Sighting, value),
 }

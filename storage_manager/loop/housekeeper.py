@@ -17,6 +17,7 @@ from storage_manager.base.errors import (
     Interrupted,
     LimitNotSet,
     StorageManagerError,
+    StoreGone,
     StoreMissing,
 )
 from storage_manager.base.log import EventLog
@@ -27,6 +28,7 @@ from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, dry_run, run
 from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
+from storage_manager.loop.sighting import Sighting, sight, what_has_gone
 from storage_manager.loop.status import LoopStatus
 from storage_manager.store.snapshot import Snapshot
 
@@ -79,7 +81,7 @@ def _turns(
         settings, fallbacks = load()
         report_fallbacks(fallbacks + status.cycle_started(settings), log)
         progress = Progress()
-        ending = _cycle(settings, clock, log, only_plan, progress)
+        ending = _cycle(settings, status.seen, clock, log, only_plan, progress)
         status.cycle_ended(settings, ending, progress, max(0.0, clock.monotonic() - started))
         if once:
             return ending.exit_code
@@ -101,7 +103,9 @@ def _turns(
             return EXIT_OK
 
 
-def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, progress: Progress) -> Ending:
+def _cycle(
+    settings: Settings, seen: Optional[Sighting], clock: Clock, log: EventLog, only_plan: bool, progress: Progress
+) -> Ending:
     """One prune, whatever comes of it. Raises nothing."""
     log.info("housekeeper.cycle_start", f"looking after {settings.storage_dir}", storage_dir=settings.storage_dir)
     limit_bytes = settings.max_storage_bytes
@@ -125,11 +129,23 @@ def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, pro
         limit_text=limit_text(limit_bytes, settings.limit_source),
     )
     try:
+        _require_what_was_seen(settings, seen)
+        at_start = sight(settings.storage_dir, 0)
+        if at_start is not None and seen is not None and not seen.is_same_directory(at_start):
+            log.info(
+                "housekeeper.store_moved",
+                f"{settings.storage_dir} is another directory than in the cycle before, with a store in it",
+                storage_dir=settings.storage_dir,
+            )
         outcome = (dry_run if only_plan else run)(job, clock, log, progress)
+        if at_start is not None and progress.findings is not None:
+            _require_what_was_seen(settings, at_start._replace(session_count=progress.findings.session_count))
     except StorageManagerError as error:
+        if isinstance(error, StoreGone):
+            progress.findings = None  # they are not about the store that was seen, which is to be remembered
         if not error.reported and not isinstance(error, StoreMissing):
             log.error(error.event, str(error), storage_dir=settings.storage_dir, **error.fields)
-        exit_code, why = error.exit_code, str(error)
+        exit_code, why, lacks_evidence = error.exit_code, str(error), error.lacks_evidence
     except Interrupted as interrupted:
         return Ending(EXIT_OK, str(interrupted), interrupted=True)
     except Exception as error:  # a fault of ours must not stop the housekeeping for ever
@@ -143,7 +159,7 @@ def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, pro
         )
         return Ending(EXIT_FAILED, why)
     else:
-        exit_code, why = outcome.exit_code, sentence(outcome)
+        exit_code, why, lacks_evidence = outcome.exit_code, sentence(outcome), False
         if not outcome.plan.target_met:
             why += f"; {unmet(outcome.plan, outcome.final_bytes)}"
     if exit_code == EXIT_OK:
@@ -155,7 +171,14 @@ def _cycle(settings: Settings, clock: Clock, log: EventLog, only_plan: bool, pro
             storage_dir=settings.storage_dir,
             exit_code=exit_code,
         )
-    return Ending(exit_code, why)
+    return Ending(exit_code, why, lacks_evidence=lacks_evidence)
+
+
+def _require_what_was_seen(settings: Settings, seen: Optional[Sighting]) -> None:
+    """Raises StoreGone."""
+    gone = what_has_gone(settings.storage_dir, seen, settings.heartbeat_file)
+    if gone is not None:
+        raise StoreGone(gone)
 
 
 def _plan(settings: Settings, snapshot: Snapshot, now: datetime) -> Plan:

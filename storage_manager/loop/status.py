@@ -15,11 +15,12 @@ from storage_manager.config import Fallback, Settings, absolute
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop import outlets
 from storage_manager.loop.cycle import Ending, elapsed_secs, left_behind, result, summary, wake_up_at
-from storage_manager.loop.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, trouble, verdict
+from storage_manager.loop.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, stuck, trouble
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, decode, encode
 from storage_manager.loop.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
 from storage_manager.loop.metrics import Metrics, earlier_values
 from storage_manager.loop.notify import READY, STOPPING, WATCHDOG, Watchdog, status
+from storage_manager.loop.sighting import Sighting, sight
 
 # A cycle that makes progress says so this often: far below the silence that counts as hanging, far above what
 # a write costs.
@@ -64,6 +65,11 @@ class LoopStatus:
         return self._heartbeat.failures
 
     @property
+    def seen(self) -> Optional[Sighting]:
+        """The store as a cycle saw it last, also before a restart."""
+        return self._heartbeat.store
+
+    @property
     def nap_secs(self) -> Optional[float]:
         """How long a part of a sleep may last, so that a watchdog is fed in time; None: as long as it likes."""
         return self._watchdog.nap_secs
@@ -73,8 +79,7 @@ class LoopStatus:
     def started(self) -> None:
         """The loop is about to run its first cycle."""
         self._outlets.choose_files(self._store)
-        if self._heartbeat.once:
-            self._go_on()
+        self._go_on()
         # Counters go on where the file leaves them.
         earlier = self._outlets.read(
             outlets.METRICS, LARGEST_METRICS_BYTES, lambda data: earlier_values(data, self._store)
@@ -106,6 +111,8 @@ class LoopStatus:
         self._metrics.configure(settings.max_storage_bytes, settings.interval_secs)
         if left is not None:
             self._metrics.sight(left)
+            seen = sight(settings.storage_dir, left.session_count)
+            self._heartbeat = self._heartbeat._replace(store=seen or self._heartbeat.store)
         if not ending.interrupted:
             self._metrics.end_cycle(done.exit_code, now.replace(tzinfo=timezone.utc).timestamp(), duration_secs)
             succeeded = done.exit_code == EXIT_OK
@@ -139,17 +146,23 @@ class LoopStatus:
             self._outlets.tell(WATCHDOG)
 
     def _is_healthy(self) -> bool:
-        """The verdict of `health`, but for a loop that is too young to have succeeded."""
-        asks = trouble if self._heartbeat.last_success_at is None else verdict
+        """Whether a restart would not help; also of a loop that is too young to have succeeded."""
+        asks = trouble if self._heartbeat.last_success_at is None else stuck
         # Counted from the last write by the monotonic clock: a wall clock that is set while the loop sleeps must not
         # get it killed.
         now = wake_up_at(self._heartbeat.alive_at, elapsed_secs(self._clock, self._written_at))
         return asks(self._heartbeat, now, ALIVE) is None
 
     def _go_on(self) -> None:
-        """A timer's cycle goes on where the one before it ended; one run by hand beside a loop tells nothing."""
+        """A timer's cycle goes on where the one before it ended; one run by hand beside a loop tells nothing.
+
+        Each remembers the store that was seen before.
+        """
         before = self._outlets.read(outlets.HEARTBEAT, LARGEST_BYTES, decode)
         if before is None or before.storage_dir != self._heartbeat.storage_dir:
+            return
+        self._heartbeat = self._heartbeat._replace(store=before.store)
+        if not self._heartbeat.once:
             return
         if before.once:
             self._heartbeat = self._heartbeat._replace(

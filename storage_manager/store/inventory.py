@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from array import array
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,6 +29,9 @@ from storage_manager.store.snapshot import (
 # ten minutes leave room for a client that is starved or stopped.
 IN_FLIGHT_AGE = timedelta(minutes=10)
 
+# A slow network file system needs milliseconds for each; whoever watches the loop waits for seconds.
+PROGRESS_FILES = 1000
+
 
 class Inventory:
     """What is in a store: the blobs of one directory listing, matched with the entries as they are parsed.
@@ -36,8 +40,8 @@ class Inventory:
     disk already, so a save that is under way never looks like a dangling entry.
     """
 
-    def __init__(self, store: Store) -> None:
-        """List the directory. Raises StoreError."""
+    def __init__(self, store: Store, progress: Callable[[], None] = lambda: None) -> None:
+        """List the directory, and tell of every PROGRESS_FILES files. Raises StoreError."""
         self._store = store
         self._sizes: dict[str, int] = {}
         self._odd: dict[str, str | OSError] = {}
@@ -45,10 +49,13 @@ class Inventory:
         self._formats: dict[str, str] = {}
         # key -> (how many sessions were found before, the session without a blob or what is wrong with the entry).
         self._others: dict[str, tuple[int, Session | str]] = {}
-        sizes = self._sizes
+        self._marks = array("q")
+        sizes, add_mark = self._sizes, self._marks.append
         type_bits, regular = 0o170000, stat.S_IFREG  # stat.S_ISREG without its call, a million times over
         with failing_as("list", store.path), os.scandir(store.dir_fd) as listing:
-            for item in listing:
+            for number, item in enumerate(listing):
+                if number % PROGRESS_FILES == 0:
+                    progress()
                 try:
                     status = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
@@ -58,6 +65,7 @@ class Inventory:
                     continue
                 if status.st_mode & type_bits == regular:
                     sizes[item.name] = status.st_size
+                    add_mark(hash((item.name, status.st_ino, status.st_size, status.st_mtime_ns)))
                 else:
                     self._odd[item.name] = _file_type(status.st_mode)
 
@@ -107,7 +115,7 @@ class Inventory:
         leftovers = {name: size for name, size in self._sizes.items() if is_commit_file(name)}
         torn = sorted(name for name in leftovers if name.startswith(ASIDE_PREFIX))
         leftovers.update((name, 0) for name in self._odd if is_commit_file(name))
-        return Snapshot(self._sessions, dangling, anomalies, torn, leftovers)
+        return Snapshot(self._sessions, dangling, anomalies, torn, leftovers, self._marks)
 
     def _look_up(self) -> None:
         """Look each blob up that the listing lacks: absence from a listing is not absence, only ENOENT is.
@@ -164,6 +172,11 @@ class Inventory:
             yield Anomaly(IN_FLIGHT, name, status.st_size, detail, modified_at)
         else:
             yield Anomaly(ORPHAN, name, status.st_size, "no entry", modified_at)
+
+
+def mark(name: str, status: os.stat_result) -> int:
+    """What tells whether a name still leads to the same file, unchanged: 8 bytes of each, for a million of them."""
+    return hash((name, status.st_ino, status.st_size, status.st_mtime_ns))
 
 
 def _file_type(mode: int) -> str:

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from typing import Optional
 
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import CommitContended, MetadataCorrupt, StorageManagerError, StoreError
+from storage_manager.base.errors import (
+    CommitContended,
+    MetadataCorrupt,
+    StorageManagerError,
+    StoreError,
+    StoreGone,
+    failing_as,
+)
 from storage_manager.base.log import EventLog
 from storage_manager.store.commit import COMMIT_PATIENCE_SECS, MEANWHILE_PATIENCE_SECS, Committer
 from storage_manager.store.directory import Store, open_store
@@ -16,12 +23,15 @@ from storage_manager.store.document import Fingerprint, parse
 from storage_manager.store.draft import DISK_FULL
 from storage_manager.store.edit import Removal
 from storage_manager.store.lock import PruneLock, acquire_lock
+from storage_manager.store.names import METADATA_NAME
 from storage_manager.store.reading import Reading
 from storage_manager.store.recovery import add_entries, recover, recover_torn
 from storage_manager.store.snapshot import Snapshot
 from storage_manager.store.survey import survey
 
 Tell = Callable[[Collection[str]], None]
+
+_DISAPPEARED = "has disappeared in the middle of the run: it was removed, moved or unmounted"
 
 
 class LockedStore:
@@ -71,7 +81,7 @@ class LockedStore:
     def remove_entries(
         self, deleted: Collection[str], swept: Collection[str], tell: Tell, patience_secs: float = COMMIT_PATIENCE_SECS
     ) -> None:
-        """Remove the entries of deleted blobs, and dangling ones. Raises like commit().
+        """Remove the entries of deleted blobs, and dangling ones. Raises like commit(), and StoreGone.
 
         `tell` is called once they are gone, also when something fails after that, with the dangling ones that went.
         """
@@ -82,6 +92,7 @@ class LockedStore:
             if error.committed:
                 tell(removal.gone)
             raise
+        self._require_store()
         tell(removal.gone)
 
     def try_remove_entries(
@@ -108,6 +119,18 @@ class LockedStore:
     def create_metadata(self, like: os.stat_result, mode: int) -> None:
         """Like Committer.create()."""
         self._committer.create(like, mode)
+
+    def _require_store(self) -> None:
+        """A client never removes metadata.json, and a commit replaces it in one step. Raises StoreGone, StoreError."""
+        if self._known is not None and self.store.status(METADATA_NAME) is None:
+            raise StoreGone(f"{self.store.file(METADATA_NAME)} {_DISAPPEARED}")
+        with failing_as("examine", self.store.path):
+            try:
+                is_there = os.path.samestat(os.stat(self.store.path), os.fstat(self.store.dir_fd))
+            except FileNotFoundError:
+                is_there = False
+        if not is_there:
+            raise StoreGone(f"the storage directory {self.store.path} {_DISAPPEARED}")
 
 
 @contextmanager

@@ -75,6 +75,8 @@ class Snapshot(NamedTuple):
     """Unfinished metadata of writers that seemed dead, kept aside by earlier runs."""
     leftovers: Mapping[str, int] = {}
     """name -> bytes of what has the name of a file that commits make beside metadata.json, the torn ones among them."""
+    marks: Sequence[int] = ()
+    """The inventory.mark() of every file, as it was listed."""
     future: Sequence[Session] = ()
     """Those of the sessions that are dated in the future of the clock. They stand last: they go when all others have
     gone."""

@@ -57,14 +57,14 @@ def survey(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optiona
 
 def _look(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optional[Reading]]:
     def take_inventory(data: bytes) -> Inventory:
-        inventory = Inventory(store)  # after the bytes were read, and anew at each attempt
+        inventory = Inventory(store, clock.progress)  # after the bytes were read, and anew at each attempt
         visit_members(data, inventory.visitor())
         return inventory
 
     found = read_stable(store, _ReaderPatience(clock, store, log), take_inventory)
     if found is None:
         now = clock.now()
-        return Inventory(store).snapshot(now).seen_at(now), None
+        return Inventory(store, clock.progress).snapshot(now).seen_at(now), None
     reading, inventory = found
     try:
         now = clock.now()

@@ -114,14 +114,6 @@ def test_an_entry_of_another_blob_with_the_same_guid_is_no_entry_of_this_one(sto
     assert guard.is_orphan(orphans[0])
 
 
-@pytest.mark.parametrize("when", [(1000, 1000), (1001, 1001)])
-def test_one_that_was_written_to_is_left_alone(storage: Path, store: Store, when: tuple[int, int]) -> None:
-    guard, orphans = guarded(store)
-    (storage / f"{GUIDS[0]}.json").write_bytes(b"12345678" if when == (1000, 1000) else b"1234567")
-    os.utime(storage / f"{GUIDS[0]}.json", when)
-    assert not guard.is_orphan(orphans[0])
-
-
 def test_metadata_that_comes_later_is_read(storage: Path, store: Store) -> None:
     (storage / "metadata.json").unlink()
     guard, orphans = guarded(store)

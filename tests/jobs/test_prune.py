@@ -28,8 +28,9 @@ from storage_manager.base.errors import (
     StoreMissing,
 )
 from storage_manager.base.log import EventLog
+from storage_manager.jobs import prune as prune_module
 from storage_manager.jobs.plan import Outcome, Plan
-from storage_manager.jobs.policy import PruneLimits, plan_prune, plan_purge
+from storage_manager.jobs.policy import PruneLimits, plan_orphan_purge, plan_prune, plan_purge
 from storage_manager.jobs.prune import Job, dry_run, run
 from storage_manager.store import reading, survey
 from storage_manager.store.snapshot import Snapshot
@@ -444,3 +445,86 @@ def test_each_kind_of_anomaly_is_told_once_with_a_few_examples(storage: Path, lo
     assert (found["kind"], found["count"], found["size_bytes"]) == ("orphan", 20, 20_000)
     assert 0 < len(found["examples"]) <= 10
     assert heard.severity("anomaly") == "WARNING"
+
+
+# --- victims that changed
+
+
+def rewrite(blob: Path) -> None:
+    """The same inode and size."""
+    blob.write_bytes(b"y" * blob.stat().st_size)
+
+
+def resize(blob: Path) -> None:
+    """The same inode and time."""
+    status = blob.stat()
+    blob.write_bytes(b"y" * (status.st_size + 1))
+    os.utime(blob, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def replace(blob: Path) -> None:
+    """The same size and time."""
+    status = blob.stat()
+    other = blob.with_name("other")
+    other.write_bytes(b"y" * status.st_size)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.rename(blob)
+
+
+@pytest.mark.parametrize("change", [rewrite, resize, replace])
+@pytest.mark.parametrize("kind", ["prune", "purge", "orphans"])
+def test_a_victim_that_changed_is_none(
+    storage: Path,
+    log: EventLog,
+    heard: Events,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    kind: str,
+) -> None:
+    guids = make_store(storage, COUNT)
+    for number, guid in enumerate(guids):
+        os.utime(storage / f"{guid}.json", (1000 + number, 1000 + number))
+    job, victims = prune_job(storage), guids[:VICTIMS]
+    if kind != "prune":
+        job, victims = purge_job(storage), guids
+    if kind == "orphans":
+        write_entries(storage, {})
+        job = job._replace(planner=lambda snapshot, now: plan_orphan_purge(snapshot, 0.0, now))
+    changed = storage / f"{guids[1]}.json"
+    after_unlink(monkeypatch, f"{guids[0]}.json", lambda: change(changed))
+    outcome = run(job, Clock(), log)
+    assert (outcome.exit_code, outcome.deleted_count, outcome.changed) == (EXIT_OK, len(victims) - 1, {changed.name})
+    stay = {guid for guid in guids if guid not in victims} | {guids[1]}
+    assert blobs(storage) == stay and changed.read_bytes().startswith(b"y")
+    assert set(read_entries(storage)) == (set() if kind == "orphans" else stay)
+    assert heard.fields(f"{job.kind}.changed")["guid"] == guids[1]
+    assert outcome.final_bytes == sum(path.stat().st_size for path in storage.glob("*-*.json")) - (change is resize)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_victim_that_cannot_be_examined_stays(
+    storage: Path, log: EventLog, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    guids = make_store(storage, COUNT)
+    real = os.stat
+
+    def stat(name: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if name == f"{guids[1]}.json":
+            raise OSError(code, os.strerror(code))
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    outcome = run(prune_job(storage), Clock(), log)
+    monkeypatch.undo()
+    assert (outcome.exit_code, outcome.failed) == (EXIT_FAILED, {f"{guids[1]}.json"})
+    assert set(read_entries(storage)) == {guids[1], *guids[VICTIMS:]} == blobs(storage)
+
+
+def test_a_run_whose_victims_have_all_changed_fails(
+    storage: Path, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system whose inode numbers do not last."""
+    guids = make_store(storage, COUNT)
+    monkeypatch.setattr(prune_module, "mark", lambda name, status: 0)
+    assert run(prune_job(storage), Clock(), log).exit_code == EXIT_FAILED
+    assert blobs(storage) == set(guids)

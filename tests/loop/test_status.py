@@ -22,6 +22,7 @@ from storage_manager.config import Fallback, Settings
 from storage_manager.loop import housekeeper, outlets
 from storage_manager.loop.heartbeat_json import decode
 from storage_manager.loop.notify import STOPPING, WATCHDOG
+from storage_manager.store.directory import Store
 from storage_manager.store.snapshot import Snapshot
 
 Load = Callable[[], "tuple[Settings, list[Fallback]]"]
@@ -345,7 +346,14 @@ def test_what_a_failed_or_interrupted_cycle_deleted_is_counted(
 ) -> None:
     make_store(storage, 5, size=1000)
     clock = Timed()
-    monkeypatch.setattr(clock, "progress", clock.stop)  # a signal before the first deletion: the second is not begun
+    real = Store.unlink
+
+    def unlink(self: Store, name: str) -> bool:
+        if name.endswith(".json"):  # a signal during the first deletion: the second is not begun
+            clock.stop()
+        return real(self, name)
+
+    monkeypatch.setattr(Store, "unlink", unlink)
     told.run(lambda: settings_for(storage, METRICS_FILE=str(metrics), MAX_STORAGE_MB="1000B"), clock)
     found = values(metrics)
     assert (found["deleted_sessions_total"], found["usage_bytes"], found["sessions"]) == (1, 4000, 4)

@@ -369,6 +369,8 @@ def tool(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
 
     def run(storage: bytes, command: Command, log_format: str) -> Result:
         with monkeypatch.context() as patch:
+            # No case knows of another's store.
+            patch.setenv("GOFR_DIG_HOUSEKEEPER_HEARTBEAT_FILE", os.fsdecode(os.path.dirname(storage)) + "/heartbeat")
             for name, value in command.env.items():
                 patch.setenv(name, value)
             try:

@@ -385,7 +385,7 @@ WEATHERS: dict[str, Weather] = {
     "a link": instead_of_store(lambda world: world.storage.symlink_to(world.aside), KEPT),
     "a broken link": instead_of_store(lambda world: world.storage.symlink_to("absent"), FAILED),
     "a loop": instead_of_store(lambda world: world.storage.symlink_to(world.storage), FAILED),
-    "an empty directory": instead_of_store(lambda world: world.storage.mkdir(), Outlook({0}, False)),
+    "an empty directory": instead_of_store(lambda world: world.storage.mkdir(), Outlook({0, 1}, False)),
     "unreadable": unreadable,
     "torn": instead_of_metadata(lambda path, data: path.write_bytes(data[:-1]), FAILED),
     "emptied": instead_of_metadata(lambda path, data: path.touch(), FAILED),
@@ -548,9 +548,9 @@ def in_memory() -> Iterator[Path]:
 
 def drive(driver: Driver, clock: WildClock) -> int:
     """Run the tool's loop in this process until the driver ends it; the exit code."""
-    real = housekeeper.run
+    real = housekeeper._cycle
 
-    def run(*arguments: Any) -> Any:
+    def run_cycle(*arguments: Any) -> Any:
         driver.before_cycle()
         try:
             return real(*arguments)
@@ -561,7 +561,7 @@ def drive(driver: Driver, clock: WildClock) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", {})
         patch.setattr(cli, "Clock", lambda: clock)
-        patch.setattr(housekeeper, "run", run)
+        patch.setattr(housekeeper, "_cycle", run_cycle)
         driver.prepare()
         try:
             return main(["--log-format", "json", "--log-level", "DEBUG", "run-loop"])

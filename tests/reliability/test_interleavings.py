@@ -60,7 +60,7 @@ TEXT = json.dumps(
 # its second names. The client's: reading, since nobody else writes to a file that has the name metadata.json.
 PRIVATE = {
     "prune": re.compile(
-        r"(start|close .*|(open|flock) (directory|storage|\.)|\w+ (\.prune_size\.lock|prune's \d+)|"
+        r"(start|close .*|(open|flock|f?stat) (directory|storage|\.)|\w+ (\.prune_size\.lock|prune's \d+)|"
         r"(open|stat|unlink) \.metadata\.json\..*|link metadata\.json \.metadata\.json\.prev.*)$"
     ),
     "client": re.compile(r"start|its turn|close |read "),

@@ -599,15 +599,15 @@ def client_open(path: Any, mode: str = "r") -> Any:
 class Entry:
     """An entry of a directory listing; its stat() is a step."""
 
-    def __init__(self, owner: Actor, entry: os.DirEntry[str]) -> None:
+    def __init__(self, world: World, entry: os.DirEntry[str]) -> None:
         self.name = entry.name
         self.path = entry.path
         self.is_dir = entry.is_dir
-        self._owner = owner
+        self._world = world
 
     def stat(self, follow_symlinks: bool = True) -> Any:
         assert not follow_symlinks
-        return os.stat(os.path.join(self._owner.world.storage, self.name), follow_symlinks=False)
+        return os.stat(os.path.join(self._world.storage, self.name), follow_symlinks=False)
 
 
 def _wrap(call: str) -> Callable[..., Any]:
@@ -632,6 +632,9 @@ def _afterwards(call: str, real: Callable[..., Any], arguments: Any, options: An
         return LEFT_BEHIND[-1].virtual(result)
     if LEFT_BEHIND and call in ("write", "pwrite", "ftruncate"):
         LEFT_BEHIND[-1].changed(arguments[0])
+    if LEFT_BEHIND and call == "scandir":
+        with result as listing:
+            return _listing([Entry(LEFT_BEHIND[-1], entry) for entry in listing])
     return result
 
 
@@ -672,7 +675,7 @@ def _make(caller: Actor, call: str, real: Callable[..., Any], arguments: Any, op
         caller.saw(tuple(result))
     elif call == "scandir":
         with real(*arguments, **options) as listing:
-            entries = sorted((Entry(caller, entry) for entry in listing), key=lambda entry: entry.name)
+            entries = sorted((Entry(world, entry) for entry in listing), key=lambda entry: entry.name)
         caller.saw(tuple(entry.name for entry in entries))
         result = _listing(entries)
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,8 @@ def _claimed(items: list[pytest.Item], claims: str) -> Iterator[pytest.Item]:
 
 
 def main(arguments: list[str]) -> int:
+    # Ends the workers, too, as ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()
     # A third of the time the tests wait for something: with one process each, processors would idle.
     count = 2 * len(os.sched_getaffinity(0))

@@ -1,0 +1,56 @@
+"""What waits or takes long: it ends in time, and tells that it is at work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from stores import blobs, events, make_store, read_entries
+
+from storage_manager.base.clock import Clock
+from storage_manager.base.log import EventLog, build_logger
+from storage_manager.cli import main
+from storage_manager.jobs import prune
+from storage_manager.store import commit, inventory
+from storage_manager.store.directory import Store
+from storage_manager.store.survey import take_snapshot
+
+
+@pytest.mark.parametrize(("count", "calls"), [(0, 1), (8, 1), (9, 1), (10, 2), (35, 4)])
+def test_a_listing_tells_of_its_progress(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, count: int, calls: int
+) -> None:
+    monkeypatch.setattr(inventory, "PROGRESS_FILES", 10)
+    make_store(storage, count)
+    clock = Clock()
+    told: list[int] = []
+    clock.listener = lambda: told.append(1)
+    take_snapshot(str(storage), clock, EventLog(build_logger(None, True, 10)))
+    assert len(told) == calls
+
+
+def test_a_torn_file_puts_a_commit_off_and_the_deletions_go_on(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    guids = make_store(storage, 8)
+    text = (storage / "metadata.json").read_bytes()
+    monkeypatch.setattr(Clock, "install", lambda self: None)
+    monkeypatch.setattr(prune, "COMMIT_EVERY_SECS", 0.0)
+    monkeypatch.setattr("storage_manager.store.locked.MEANWHILE_PATIENCE_SECS", 0.05)
+    monkeypatch.setattr(commit, "READ_PATIENCE_SECS", 60.0)
+    real = Store.unlink
+
+    def unlink(self: Store, name: str) -> bool:
+        done = real(self, name)
+        if name.endswith(".json"):  # torn while blobs go, and whole again with the last
+            (storage / "metadata.json").write_bytes(text if name.startswith(guids[4]) else text[:-1])
+        return done
+
+    monkeypatch.setattr(Store, "unlink", unlink)
+    words = ["--storage-dir", str(storage), "--log-format", "json", "prune-size", "--max-mb", "3500B"]
+    assert main(words) == 0
+    assert blobs(storage) == set(guids[5:]) == set(read_entries(storage))
+    deferred = [item for item in events(capfd.readouterr().err) if item["event"] == "storage_manager.commit_deferred"]
+    assert len(deferred) == 4
+    assert not any("backup," in json.dumps(item) for item in deferred)
