@@ -79,7 +79,7 @@ def _adopt(terms: Terms, group: str, locked: LockedStore, log: EventLog) -> Adop
     adopted: Sequence[Session] = ()
     if chosen:
         if reading is None:
-            locked.create_metadata(_status_of(locked.store, chosen[-1]), _FILE_MODE)
+            locked.create_metadata(chosen[-1].blob_name, _FILE_MODE)
         locked.add_entries(entries_text(chosen, group))
         # A client at work may have undone it, or deleted one of them meanwhile.
         snapshot, reading = locked.settled()
@@ -107,11 +107,6 @@ def _adopt(terms: Terms, group: str, locked: LockedStore, log: EventLog) -> Adop
         storage_dir=terms.storage_dir,
     )
     return adoption
-
-
-def _status_of(store: Store, blob: Session) -> os.stat_result:
-    with failing_as("examine", store.file(blob.blob_name)):
-        return store.stat(blob.blob_name)
 
 
 class Repair(NamedTuple):

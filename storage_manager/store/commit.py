@@ -19,8 +19,9 @@ from storage_manager.base.log import EventLog
 from storage_manager.store.aside import copy_aside, link_previous, unlink_previous
 from storage_manager.store.directory import Store, close
 from storage_manager.store.document import Document, Fingerprint, parse, reparse
-from storage_manager.store.draft import DISK_FULL, Draft, access_list
+from storage_manager.store.draft import DISK_FULL, Draft
 from storage_manager.store.edit import Edit, Editor, merge
+from storage_manager.store.likeness import likeness_of_blob, likeness_of_metadata
 from storage_manager.store.names import METADATA_NAME, MOST_PREVIOUS
 from storage_manager.store.reading import (
     LONGEST_PAUSE_SECS,
@@ -145,7 +146,7 @@ class Committer:
                 self._published = draft.examine()
                 # 4. The last look. Nothing comes between it and the rename: whoever opens the file there has to
                 # be salvaged.
-                done = reading.unchanged() and is_named(self.store, METADATA_NAME, reading.status)
+                done = reading.unchanged() and is_named(self.store, METADATA_NAME, reading.status, draft.like)
                 if done:
                     # 5. From here on a client finds the new file, which is whole.
                     draft.publish()
@@ -180,14 +181,14 @@ class Committer:
             elif previous is None:  # renamed after all, and nobody else will ever see what is written to it
                 self._salvage_late_write(reading, document, None)
 
-    def create(self, like: os.stat_result, mode: int) -> None:
-        """Make an empty metadata.json unless there is one by now: with the owner and group of `like`, and of its mode
+    def create(self, blob_name: str, mode: int) -> None:
+        """Make an empty metadata.json unless there is one by now: with the owner and group of a blob, and of its mode
         what `mode` has as well.
 
         Raises NotWritable, StoreError.
         """
         self.close()
-        draft = Draft(self.store, like, None, mode)
+        draft = Draft(self.store, likeness_of_blob(self.store, blob_name, mode))
         try:
             draft.write([b"{}"])
             draft.publish_new()
@@ -287,11 +288,11 @@ class Committer:
         return count
 
     def _draft_like(self, reading: Reading) -> Draft:
-        acl = access_list(reading.fd, reading.path)
-        if self._draft is not None and not self._draft.fits(reading.status, acl):
+        like = likeness_of_metadata(self.store, reading.fd, reading.status)
+        if self._draft is not None and self._draft.like != like:
             self.close()
         if self._draft is None:
-            self._draft = Draft(self.store, reading.status, acl)
+            self._draft = Draft(self.store, like)
         return self._draft
 
     def _refuse_immutable(self) -> None:

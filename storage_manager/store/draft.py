@@ -1,4 +1,4 @@
-"""The next metadata.json while it is prepared: a temporary file beside it, with the same owner, group and mode."""
+"""The next metadata.json while it is prepared: a temporary file beside it, like the one that it is to replace."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Optional
 
 from storage_manager.base.errors import LockLost, NotWritable, StoreError, errno_name, failing_as
 from storage_manager.store.directory import CREATE, Store, close, write_all
+from storage_manager.store.likeness import ACCESS_LIST, NO_ATTRIBUTE, Likeness
 from storage_manager.store.names import METADATA_NAME, TMP_NAME
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK_BYTES = 1 << 20
-_ACCESS_LIST = "system.posix_acl_access"
-_NO_ACCESS_LIST = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 class Draft:
@@ -26,28 +24,19 @@ class Draft:
     Write (as often as needed), examine, publish. Or discard: after any failure of write() it must be.
     """
 
-    def __init__(
-        self, store: Store, like: os.stat_result, access_list: Optional[bytes], mode_mask: int = 0o7777
-    ) -> None:
-        """Create the file. Raises NotWritable when its owner, group or mode cannot be those of `like`.
-
-        Of the mode, only what is in `mode_mask` is taken.
-        """
+    def __init__(self, store: Store, like: Likeness) -> None:
+        """Create the file. Raises NotWritable when its owner, group or mode cannot be those of `like`; StoreError."""
         self._store = store
-        self._like = _owner(like)
-        self._access_list = access_list
+        self.like = like
         remove_leftover(store)
         with failing_as("create", store.file(TMP_NAME)):
             self._fd = store.open(TMP_NAME, CREATE)
         try:
             self._claim()
-            self._take_on(like, mode_mask)
+            self._take_on(like)
         except BaseException:
             self.discard()
             raise
-
-    def fits(self, like: os.stat_result, access_list: Optional[bytes]) -> bool:
-        return self._like == _owner(like) and self._access_list == access_list
 
     def write(self, chunks: Iterable[bytes]) -> None:
         """Make `chunks` the whole content, durably. Raises StoreError.
@@ -126,44 +115,43 @@ class Draft:
         except OSError:  # then this file system is one where the prune lock cannot have been taken either
             pass
 
-    def _take_on(self, like: os.stat_result, mode_mask: int) -> None:
+    def _take_on(self, like: Likeness) -> None:
+        draft, file = self._store.file(TMP_NAME), self._store.file(METADATA_NAME)
+        belongs = f"{file} belongs to user {like.user}, group {like.group}, and a new one would not"
+        # While the file is ours: setting attributes takes the right to write to it.
+        for name, value in like.attributes.items():
+            if name != ACCESS_LIST:
+                with failing_as(f"copy the extended attribute {name} of {file} to", draft):
+                    os.setxattr(self._fd, name, value)
         try:
             status = os.fstat(self._fd)
-            if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):
-                os.fchown(self._fd, like.st_uid, like.st_gid)
-            if self._access_list is None:
+            if (status.st_uid, status.st_gid) != (like.user, like.group):
+                os.fchown(self._fd, like.user, like.group)
+            if ACCESS_LIST not in like.attributes:
                 _drop_access_list(self._fd)
-            os.fchmod(self._fd, stat.S_IMODE(like.st_mode) & mode_mask)
-            if self._access_list is not None:
-                os.setxattr(self._fd, _ACCESS_LIST, self._access_list)
+            os.fchmod(self._fd, like.mode)
+            if ACCESS_LIST in like.attributes:
+                os.setxattr(self._fd, ACCESS_LIST, like.attributes[ACCESS_LIST])
+            status = os.fstat(self._fd)
         except PermissionError as error:
             raise NotWritable(
-                f"{self._store.file(METADATA_NAME)} belongs to user {like.st_uid}, group {like.st_gid}, and a new one "
-                f"would not ({errno_name(error.errno)}): run storage_manager as that user or as root"
+                f"{belongs} ({errno_name(error.errno)}): run storage_manager as that user or as root"
             ) from error
         except OSError as error:
-            raise StoreError("set the owner and mode of", self._store.file(TMP_NAME), error) from error
-
-
-def access_list(fd: int, name: str) -> Optional[bytes]:
-    """The POSIX access control list of an open file, which a client's access may depend on; None without one.
-
-    Raises StoreError: without knowing the list, the new file would lock its reader out.
-    """
-    try:
-        return os.getxattr(fd, _ACCESS_LIST)
-    except OSError as error:
-        if error.errno in _NO_ACCESS_LIST:
-            return None
-        raise StoreError("read the access list of", name, error) from error
+            raise StoreError("set the owner and mode of", draft, error) from error
+        if not like.shown_by(status):  # some file systems accept what they do not do
+            raise NotWritable(
+                f"{belongs}: asked for these and mode {like.mode:04o}, the file system gave user {status.st_uid}, "
+                f"group {status.st_gid}, mode {stat.S_IMODE(status.st_mode):04o}. Look at the options of its mount"
+            )
 
 
 def _drop_access_list(fd: int) -> None:
     """Remove the list that a new file inherits from its directory: the file's own mode shall decide. Raises OSError."""
     try:
-        os.removexattr(fd, _ACCESS_LIST)
+        os.removexattr(fd, ACCESS_LIST)
     except OSError as error:
-        if error.errno not in _NO_ACCESS_LIST:
+        if error.errno not in NO_ATTRIBUTE:
             raise
 
 
@@ -184,10 +172,6 @@ def remove_leftover(store: Store) -> bool:
     finally:
         close(fd)
     return store.remove(TMP_NAME)
-
-
-def _owner(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
 
 
 def _gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -116,9 +116,9 @@ class LockedStore:
         """Add those entries of a metadata.json that are lacking here. Like recovery.add_entries()."""
         return add_entries(self._committer, parse(text))
 
-    def create_metadata(self, like: os.stat_result, mode: int) -> None:
+    def create_metadata(self, blob_name: str, mode: int) -> None:
         """Like Committer.create()."""
-        self._committer.create(like, mode)
+        self._committer.create(blob_name, mode)
 
     def _require_store(self) -> None:
         """A client never removes metadata.json, and a commit replaces it in one step. Raises StoreGone, StoreError."""

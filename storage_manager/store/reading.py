@@ -11,6 +11,7 @@ from storage_manager.base.clock import Patience
 from storage_manager.base.errors import MetadataCorrupt, StoreError, failing_as
 from storage_manager.store.directory import Store, close
 from storage_manager.store.document import Document, NotJson, parse
+from storage_manager.store.likeness import Likeness
 from storage_manager.store.names import METADATA_NAME
 
 # How long a file may stay torn before it counts as corrupt: a client with a very large store needs seconds
@@ -172,10 +173,15 @@ def read_descriptor(store: Store, fd: int, name: str, patience: Patience) -> Opt
         patience.pause(next(pauses))
 
 
-def is_named(store: Store, name: str, status: os.stat_result) -> bool:
-    """Whether `name` still leads to that very file, unchanged in size and time. Raises StoreError."""
+def is_named(store: Store, name: str, status: os.stat_result, like: Optional[Likeness] = None) -> bool:
+    """Whether `name` still leads to that very file, unchanged in size and time, and in what `like` says of its owner.
+
+    Raises StoreError.
+    """
     found = store.status(name)
-    return found is not None and _identity(found) == _identity(status)
+    if found is None or _identity(found) != _identity(status):
+        return False
+    return like is None or like.shown_by(found)
 
 
 def _identity(status: os.stat_result) -> Identity:

@@ -66,6 +66,7 @@ ERRNOS: dict[str, tuple[int, ...]] = {
     "scandir": (*GONE, errno.EACCES, errno.EMFILE),
     "getdents": GONE,
     "getxattr": GONE,
+    "listxattr": GONE,
     "pwrite": (*GONE, *FULL),
     "write": (*GONE, *FULL),
     "ftruncate": (*GONE, errno.EPERM),
@@ -288,7 +289,7 @@ def test_a_failing_call_is_told_and_loses_nothing(
     faults = sample(
         Fault(mode, number, call, code)
         for number, call in enumerate(trial.calls())
-        if trial.scenario.all_calls or call.changes or call.name == "getxattr"
+        if trial.scenario.all_calls or call.changes or call.name in ("getxattr", "listxattr")
         for code in errnos_of(mode, number, call)
     )
     for fault in faults:

@@ -253,7 +253,7 @@ KERNEL_NAMES = {
 }  # fmt: skip
 LOOKING = {
     "newfstatat", "fstat", "statx", "stat", "lstat", "access", "faccessat", "faccessat2", "close", "read", "pread64",
-    "lseek", "getdents64", "fgetxattr", "fcntl", "ioctl", "dup", "dup3", "readlink",
+    "lseek", "getdents64", "fgetxattr", "flistxattr", "fcntl", "ioctl", "dup", "dup3", "readlink",
 }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ from storage_manager.store.directory import Store, open_store
 from storage_manager.store.document import parse
 from storage_manager.store.draft import Draft, remove_leftover
 from storage_manager.store.edit import Removal
+from storage_manager.store.likeness import likeness_of_blob
 
 LOG = EventLog(build_logger(None, True, 50))
 
@@ -57,18 +58,18 @@ def delete(store: Store, storage: Path, guids: list[str]) -> Removal:
 
 def test_a_second_run_does_not_take_a_live_draft_for_a_leftover(storage: Path, store: Store) -> None:
     make_store(storage, 2)
-    draft = Draft(store, os.stat(storage / "metadata.json"), None)
+    draft = Draft(store, likeness_of_blob(store, "metadata.json", 0o7777))
     with pytest.raises(LockLost):
         remove_leftover(store)
     with pytest.raises(LockLost):
-        Draft(store, os.stat(storage / "metadata.json"), None)
+        Draft(store, likeness_of_blob(store, "metadata.json", 0o7777))
     draft.discard()
     assert not remove_leftover(store)
 
 
 def test_a_draft_that_was_replaced_is_not_published(storage: Path, store: Store) -> None:
     guids = make_store(storage, 2)
-    draft = Draft(store, os.stat(storage / "metadata.json"), None)
+    draft = Draft(store, likeness_of_blob(store, "metadata.json", 0o7777))
     draft.write([b"{}"])
     (storage / ".metadata.json.tmp").unlink()
     (storage / ".metadata.json.tmp").touch()
@@ -213,7 +214,7 @@ def test_an_access_list_inherited_from_the_directory_does_not_reach_the_new_file
         os.setxattr(storage, "system.posix_acl_default", acl)
     except OSError as error:
         pytest.skip(f"no access control lists here: {error}")
-    draft = Draft(store, os.stat(path), None)
+    draft = Draft(store, likeness_of_blob(store, "metadata.json", 0o7777))
     with pytest.raises(OSError):
         os.getxattr(storage / ".metadata.json.tmp", "system.posix_acl_access")
     assert os.stat(storage / ".metadata.json.tmp").st_mode & 0o777 == 0o640

@@ -13,7 +13,8 @@ import pytest
 
 from storage_manager.base.errors import NotWritable, StoreError
 from storage_manager.store.directory import Store, open_store
-from storage_manager.store.draft import Draft, access_list, remove_leftover
+from storage_manager.store.draft import Draft, remove_leftover
+from storage_manager.store.likeness import likeness_of_metadata
 
 TMP = ".metadata.json.tmp"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -26,8 +27,14 @@ def store(storage: Path) -> Iterator[Store]:
         yield opened
 
 
-def draft_of(store: Store, acl: bytes | None = None) -> Draft:
-    return Draft(store, os.stat(store.file("metadata.json")), acl)
+def draft_of(store: Store, **attributes: bytes) -> Draft:
+    """With the extended attributes that metadata.json has, or those given."""
+    fd = store.open("metadata.json")
+    try:
+        like = likeness_of_metadata(store, fd, os.fstat(fd))
+    finally:
+        os.close(fd)
+    return Draft(store, like._replace(attributes=attributes or like.attributes))
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, call: str, code: int) -> list[str]:
@@ -79,19 +86,9 @@ def test_a_draft_has_the_access_list_of_what_it_replaces(storage: Path, store: S
         os.setxattr(path, "system.posix_acl_access", acl)
     except OSError as error:
         pytest.skip(f"this file system has no access lists: {error}")
-    fd = os.open(path, os.O_RDONLY)
-    found = access_list(fd, "metadata.json")
-    os.close(fd)
-    assert found == acl
-    draft = draft_of(store, found)
+    draft = draft_of(store)
     assert os.getxattr(storage / TMP, "system.posix_acl_access") == acl
     draft.discard()
-
-
-def test_a_file_without_an_access_list_has_none(storage: Path, store: Store) -> None:
-    fd = os.open(storage / "metadata.json", os.O_RDONLY)
-    assert access_list(fd, "metadata.json") is None
-    os.close(fd)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +169,7 @@ def test_rights_that_may_not_be_set_are_an_error_that_names_the_owner(
 ) -> None:
     calls = refuse(monkeypatch, call, errno.EPERM)
     with pytest.raises(NotWritable, match="metadata.json"):
-        draft_of(store, b"\x02\x00\x00\x00")
+        draft_of(store, **{"system.posix_acl_access": b"\x02\x00\x00\x00"})
     assert calls
     assert os.listdir(storage) == ["metadata.json"]
 
@@ -219,13 +216,3 @@ def test_a_rename_that_fails_leaves_the_old_file(storage: Path, store: Store, mo
     assert (storage / "metadata.json").read_text() == "{}"
     draft.discard()
     assert os.listdir(storage) == ["metadata.json"]
-
-
-def test_a_draft_fits_only_what_has_its_owner_and_mode(storage: Path, store: Store) -> None:
-    path = storage / "metadata.json"
-    draft = draft_of(store)
-    assert draft.fits(os.stat(path), None)
-    os.chmod(path, 0o604)
-    assert not draft.fits(os.stat(path), None)
-    assert not draft.fits(os.stat(storage), None)
-    draft.discard()

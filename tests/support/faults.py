@@ -35,7 +35,8 @@ CHANGING = (
     "removexattr",
 )  # fmt: skip
 LOOKING = (
-    "open", "close", "stat", "fstat", "access", "pread", "read", "lseek", "dup", "getxattr", "listdir", "scandir",
+    "open", "close", "stat", "fstat", "access", "pread", "read", "lseek", "dup", "getxattr", "listxattr", "listdir",
+    "scandir",
 )  # fmt: skip
 _real: dict[str, Any] = {name: getattr(os, name) for name in (*CHANGING, *LOOKING)}
 
