@@ -163,6 +163,19 @@ def test_in_a_user_namespace_the_store_of_somebody_known_is_pruned(storage: Path
     assert set(read_entries(storage)) == blobs(storage) == set(guids[3:])
 
 
+@needs_root
+def test_in_a_user_namespace_no_metadata_is_made_for_somebody_unknown(storage: Path, guids: list[str]) -> None:
+    (storage / METADATA).unlink()
+    storage.chmod(0o777)
+    for number, guid in enumerate(guids):
+        os.utime(storage / f"{guid}.json", (number, number))
+        os.chown(storage / f"{guid}.json", 1234, 1234)
+    before = contents(storage)
+    adopt = ("check", "--adopt-orphans", "found")
+    refused(run_in_namespace(storage, "0 0 1\n65534 65534 1", *adopt), f"{guids[-1]}.json belongs to", "namespace")
+    assert contents(storage) == before
+
+
 # --- what the file system was asked for is what it did -----------------------------------------------------
 
 

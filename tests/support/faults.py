@@ -12,7 +12,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,7 +247,7 @@ class Scene(NamedTuple):
     """Whether a client is about to save LATE: it opens the file right before the rename and is slow to write."""
     missing: bool = False
     """Whether metadata.json is missing."""
-    access_list: bytes | None = None
+    attributes: dict[str, bytes] = {}
     """That of metadata.json."""
     purged: int = 3
     """How many of the oldest go if the command is not PRUNE."""
@@ -324,10 +324,12 @@ def to_repair(storage: Path) -> Scene:
 
 
 def access_list(storage: Path) -> Scene:
-    """A client that is not the owner may depend on it."""
+    """A client that is not the owner may depend on it, and whoever has set an attribute on that."""
     scene = plain(storage)
     _set_access_list(storage / METADATA, ACCESS_LIST)
-    return scene._replace(access_list=os.getxattr(storage / METADATA, ACCESS_LIST))
+    with suppress(OSError):  # no attributes of users here
+        os.setxattr(storage / METADATA, "user.origin", b"import")
+    return scene._replace(attributes=_attributes(storage / METADATA))
 
 
 def inherited_access_list(storage: Path) -> Scene:
@@ -335,6 +337,12 @@ def inherited_access_list(storage: Path) -> Scene:
     scene = plain(storage)
     _set_access_list(storage, DEFAULT_ACCESS_LIST)
     return scene
+
+
+def _attributes(path: Path) -> dict[str, bytes]:
+    """What a commit has to keep."""
+    kept = (name for name in os.listxattr(path) if name == ACCESS_LIST or name.startswith("user."))
+    return {name: os.getxattr(path, name) for name in kept}
 
 
 def _set_access_list(path: Path, name: str) -> None:
@@ -523,9 +531,7 @@ def check(storage: Path, scene: Scene, where: str, acted: bool = False, writing:
     kept = [path.read_text() for path in storage.glob(".metadata.json.*")]
     assert all(text in kept for text in scene.unfinished), f"{where}: what was unfinished is gone"
     if (storage / METADATA).exists():
-        listed = ACCESS_LIST in os.listxattr(storage / METADATA)
-        found = os.getxattr(storage / METADATA, ACCESS_LIST) if listed else None
-        assert found == scene.access_list, f"{where}: another access list"
+        assert _attributes(storage / METADATA) == scene.attributes, f"{where}: other attributes"
     if writing and not os.path.getsize(storage / METADATA):
         return  # the client itself has emptied it
     # Strictly: a client that reads a torn file takes it for empty, and loses everything with its next save.
