@@ -550,6 +550,13 @@ def test_closed_descriptors_neither_fail_a_prune_nor_harm_the_store(storage: Pat
     assert leftovers(storage) == []
 
 
+def test_a_question_that_cannot_be_asked_is_not_answered(storage: Path) -> None:
+    guids = make_store(storage, 2)
+    done = with_redirection("2>/dev/full", "purge", "--age-days", "0", "--storage-dir", storage)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert blobs(storage) == set(guids)
+
+
 def test_a_closed_standard_output_leaves_standard_error_clean(storage: Path) -> None:
     make_store(storage, 2)
     done = with_redirection(">&-", "list", "--storage-dir", storage)

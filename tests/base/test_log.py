@@ -673,10 +673,11 @@ def test_two_processes_that_rotate_one_file_push_out_no_more_than_one_would(
     other = Recorder(tmp_path / "other")
     for each in (recorder, other):
         assert add_log_file(each.logger, str(log)) is None
-    for number in range(60):
+    for number in range(150):
         (recorder, other)[number % 2].log.info("storage_manager.test", "a sentence", number=number)
     for each in (recorder, other):
         close_logger(each.logger)
     other.close()
     numbers = logged(log.parent)
-    assert numbers == list(range(60))[-len(numbers) :] and len(numbers) > 20
+    assert numbers == list(range(150))[-len(numbers) :]
+    assert all(log.with_name(f"log.{number}").stat().st_size > 4500 for number in (1, 2)), "rotated before it was full"
