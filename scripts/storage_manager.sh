@@ -11,6 +11,7 @@ case "${BASH_VERSION:+bash} $-" in bash*p*) ;; *)
   echo "storage_manager.sh: bash is not installed: install it, or run storage_manager.pyz itself" >&2 && exit 1 ;;
 esac
 set -euo pipefail
+trap '' USR1 # it wakes a loop, and one that has yet to begin needs no waking
 
 fail() { printf 'storage_manager.sh: %s\n' "$2" >&2 && exit "$1"; } # fail EXIT_CODE MESSAGE
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")

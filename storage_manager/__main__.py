@@ -14,7 +14,8 @@ def _run():  # type: ignore[no-untyped-def]  # annotations do not parse on 2.7
             "run it with a newer python3.\n" % sys.version_info[:2]
         )
         return 1
-    # Until main() looks after signals itself, one ends the process without a traceback.
+    # Until main() looks after signals itself, these two wait for it, and SIGINT ends the process without a traceback.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1})
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from storage_manager.cli import main

@@ -101,6 +101,7 @@ def _run(args: argparse.Namespace, run: Run, context: Context) -> int:
             storage_source=context.settings.storage_source,
             environment=context.settings.environment,
         )
+        context.clock.accept_hangups(to_stop=command != _LOOP)
         exit_code: int = run(args, context)
     except StorageManagerError as error:
         exit_code, problem = error.exit_code, str(error)

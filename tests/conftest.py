@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import math
 import os
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+
+from storage_manager.base.clock import HANDLED
 
 Case = TypeVar("Case")
 
@@ -76,6 +82,28 @@ def away_from_the_default_store(tmp_path_factory: pytest.TempPathFactory, monkey
             monkeypatch.delenv(name)
     (directory / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(directory / "tmp"))  # heartbeats of loops without a file named for them
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What main() does to a process it thinks is its own, undone."""
+    for name in ("raiseExceptions", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))
+    handlers = [(number, signal.getsignal(number)) for number in HANDLED]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    wakeup = signal.set_wakeup_fd(-1)
+    yield
+    for number, handler in handlers:
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.set_wakeup_fd(wakeup)
+    gc.enable()
+
+
+@pytest.fixture
+def sleeps_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sleep of the loop in this process is one call of the clock's, unless a watchdog wants to be fed."""
+    monkeypatch.setattr("storage_manager.loop.status.LONGEST_NAP_SECS", math.inf)
 
 
 @pytest.fixture

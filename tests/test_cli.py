@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import json
-import logging
 import os
 import pkgutil
 import pty
@@ -17,7 +15,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,21 +134,6 @@ def gone_reader() -> int:
     return writer
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What main() does to a process it thinks is its own, undone."""
-    for name in ("raiseExceptions", "logThreads", "logProcesses", "logMultiprocessing"):
-        monkeypatch.setattr(logging, name, getattr(logging, name))
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    handlers = [signal.getsignal(number) for number in numbers]
-    wakeup = signal.set_wakeup_fd(-1)
-    yield
-    for number, handler in zip(numbers, handlers):
-        signal.signal(number, handler)
-    signal.set_wakeup_fd(wakeup)
-    gc.enable()
-
-
 # Help and version
 
 
@@ -172,7 +154,7 @@ def test_help_names_every_command_and_every_exit_code() -> None:
 
 
 def test_the_exit_codes_are_those_of_the_contract() -> None:
-    assert set(EXIT_CODES) == {0, 1, 2, 64, 130, 143}
+    assert set(EXIT_CODES) == {0, 1, 2, 64, 129, 130, 143}
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -568,6 +550,13 @@ def test_closed_descriptors_neither_fail_a_prune_nor_harm_the_store(storage: Pat
     assert leftovers(storage) == []
 
 
+def test_a_question_that_cannot_be_asked_is_not_answered(storage: Path) -> None:
+    guids = make_store(storage, 2)
+    done = with_redirection("2>/dev/full", "purge", "--age-days", "0", "--storage-dir", storage)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert blobs(storage) == set(guids)
+
+
 def test_a_closed_standard_output_leaves_standard_error_clean(storage: Path) -> None:
     make_store(storage, 2)
     done = with_redirection(">&-", "list", "--storage-dir", storage)
@@ -857,9 +846,9 @@ def test_a_late_import_that_fails_is_one_sentence(
     here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOFR_DIG_LOG_FILE", str(tmp_path / "log"))
-    monkeypatch.setitem(sys.modules, "logging.handlers", None)
+    monkeypatch.setitem(sys.modules, "storage_manager.loop.status_file", None)
     assert cli.main(["list"]) == 1
-    assert re.fullmatch("storage_manager: cannot start: .*logging.handlers.*\n", capfd.readouterr().err)
+    assert re.fullmatch("storage_manager: cannot start: .*status_file.*\n", capfd.readouterr().err)
 
 
 def test_every_command_module_is_on_the_command_line() -> None:

@@ -14,12 +14,17 @@ from typing import Optional
 
 from storage_manager.base.errors import Interrupted
 
+# End a command, also where they were inherited as ignored: shells start what is in the background of a script so.
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+WAKING = signal.SIGUSR1
+HANDLED = (*STOPPING, WAKING, signal.SIGHUP)
+
 # poll() refuses absurd time-outs; a longer sleep is taken in slices of this.
 LONGEST_SLICE_SECS = 86_400.0
 
 
 class Clock:
-    """The real clock, and the process's SIGINT, SIGTERM and SIGUSR1 once `install()` has been called.
+    """The real clock, and the process's signals once `install()` and `accept_hangups()` have been called.
 
     A stop signal raises Interrupted at once, except inside `deferred()`, where it is only remembered: the
     code there asks `stopping` between steps. Every sleep ends early when a signal arrives, however short
@@ -29,30 +34,48 @@ class Clock:
     def __init__(self) -> None:
         self.stop_signal: Optional[int] = None
         self.wake_requested = False
+        self.hung_up = False
+        """SIGHUP came, and does not stop this command."""
         self.listener: Optional[Callable[[], None]] = None
         """Told of every step of what takes long: who watches the loop has to know that it is at work."""
         self._deferred = False
         self._pipe: Optional[tuple[int, int]] = None
 
     def install(self) -> None:
-        """Take over the signals. Only the main thread of a process may call this."""
+        """Take over SIGINT, SIGTERM and SIGUSR1. Only the main thread of a process may call this.
+
+        A SIGHUP waits for accept_hangups(): until the command is known, nobody knows what it means.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
         self._pipe = (reader, writer)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        # Whatever was inherited: a loop that a script started in the background, where shells have SIGINT
-        # ignored, must end on it like any other.
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOPPING:
             signal.signal(signum, self._on_stop)
-        signal.signal(signal.SIGUSR1, self._on_wake)
+        signal.signal(WAKING, self._on_wake)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOPPING, WAKING})
+
+    def accept_hangups(self, to_stop: bool) -> None:
+        """From here on SIGHUP stops the command, unless it was started with nohup; or else it sets `hung_up`.
+
+        Raises Interrupted for one that has waited.
+        """
+        if self._pipe is None:
+            return
+        if not to_stop:
+            signal.signal(signal.SIGHUP, self._on_hangup)
+        elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._on_stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     def retire(self) -> None:
         """The work is done: a signal from here on changes nothing any more."""
         self._deferred = True
         if self._pipe is not None:
             # For the interpreter's own end, too: it puts handlers back to the default, which kills, but not this.
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for signum in HANDLED:
                 signal.signal(signum, signal.SIG_IGN)
 
     def now(self) -> datetime:
@@ -128,6 +151,9 @@ class Clock:
 
     def _on_wake(self, signum: int, frame: Optional[FrameType]) -> None:
         self.wake_requested = True
+
+    def _on_hangup(self, signum: int, frame: Optional[FrameType]) -> None:
+        self.hung_up = True
 
 
 class Patience:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ EXIT_CODES = {
     EXIT_FAILED: "failed, or the target could not be met",
     EXIT_LOCK_BUSY: "another prune holds the lock",
     EXIT_USAGE: "wrong usage",
+    129: "interrupted by SIGHUP, after committing what was done",
     130: "interrupted by SIGINT, after committing what was done",
     143: "interrupted by SIGTERM, after committing what was done",
 }
@@ -189,11 +191,11 @@ class LockLost(StorageManagerError):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM. Not an Exception, so that no handler of ordinary failures swallows it."""
+    """SIGINT, SIGTERM or SIGHUP. Not an Exception, so that no handler of ordinary failures swallows it."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
-        super().__init__(f"interrupted by signal {signum}")
+        super().__init__(f"interrupted by {signal_name(signum)}")
 
     def add(self, done: str) -> None:
         """Say what had been done by then."""
@@ -202,6 +204,10 @@ class Interrupted(BaseException):
     @property
     def exit_code(self) -> int:
         return 128 + self.signum
+
+
+def signal_name(number: int) -> str:
+    return signal.Signals(number).name
 
 
 def errno_name(number: int | None) -> str | None:

@@ -19,6 +19,7 @@ from typing import Optional, TextIO
 from storage_manager import __version__
 from storage_manager.base.clef import LOGGER_NAME, JsonFormatter, TextFormatter
 from storage_manager.base.errors import describe_errno
+from storage_manager.base.log_file import LineHandler, LogFile
 from storage_manager.base.strict_json import compact, sayable
 
 LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR,
@@ -59,6 +60,12 @@ class EventLog:
             if isinstance(handler, StderrHandler):
                 handler.begin_run()
 
+    def reopen(self) -> None:
+        """Write the next event to the log file that its name leads to by then."""
+        for handler in self._logger.handlers:
+            if isinstance(handler, LogFile):
+                handler.look_now()
+
     def info(self, event: str, message: str, **fields: object) -> None:
         self._emit(logging.INFO, event, message, fields)
 
@@ -89,16 +96,15 @@ class EventLog:
                 handler.handle(record)
 
 
-class StderrHandler(logging.Handler):
+class StderrHandler(LineHandler):
     """Lines to a stream that may be a file, a terminal, or a pipe whose reader has stopped or gone."""
+
+    why_dropped = "nobody read them"
 
     def __init__(self, fd: int) -> None:
         super().__init__()
         self._fd = fd
         self._own_fd: Optional[int] = None
-        self._dropped = 0
-        self._torn = False
-        self._written = 0
         self._patience_secs = STALL_SECS
         try:
             mode = os.fstat(fd).st_mode
@@ -129,31 +135,7 @@ class StderrHandler(logging.Handler):
             self.release()
         super().close()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
-            if self._dropped and self._ready(0.0):
-                line = self._dropped_line(record) + line
-            if self._torn:
-                line = b"\n" + line
-        except Exception:  # noqa: BLE001  # whatever is wrong with a log line must not end a prune
-            self._dropped += 1
-            return
-        left = len(line)
-        try:
-            left = self._write(line)
-        except OSError:  # nobody reads any more, or the disk is full; both may pass
-            pass
-        if left:
-            self._dropped += 1
-            self._torn = self._torn or self._written > 0
-        else:
-            self._dropped = 0
-            self._torn = False
-
     def _write(self, line: bytes) -> int:
-        """Write what finds room in time; how many bytes did not. Raises OSError."""
-        self._written = 0
         view = memoryview(line)
         while view:
             if self._may_block and not self._ready(self._patience_secs):
@@ -162,6 +144,9 @@ class StderrHandler(logging.Handler):
             self._written += written
             view = view[written:]
         return len(view)
+
+    def _has_room(self) -> bool:
+        return self._ready(0.0)
 
     def _ready(self, secs: float) -> bool:
         if self._poll.poll(0):
@@ -172,15 +157,6 @@ class StderrHandler(logging.Handler):
         found = bool(self._poll.poll(secs * 1000))
         self._patience_secs = max(0.0, self._patience_secs - (time.monotonic() - start))
         return found
-
-    def _dropped_line(self, record: logging.LogRecord) -> bytes:
-        notice = logging.LogRecord(
-            LOGGER_NAME, logging.WARNING, "", 0, f"{self._dropped} log lines were dropped: nobody read them", None, None
-        )
-        notice.event = "storage_manager.log_dropped"
-        notice.constants = getattr(record, "constants", "")
-        notice.fields = {"dropped_count": self._dropped}
-        return self.format(notice).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def build_logger(stream: Optional[TextIO], as_json: bool, level: int) -> logging.Logger:
@@ -201,27 +177,12 @@ def build_logger(stream: Optional[TextIO], as_json: bool, level: int) -> logging
 def add_log_file(logger: logging.Logger, path: str) -> Optional[str]:
     """Send every event to a rotated file as JSON, too. What is wrong with the path, or None.
 
-    Losing the file later (a full disk, a removed directory) loses lines, not the run.
+    Losing the file later (a full disk, a removed directory) loses lines, not the run; they are counted.
     """
-    from logging.handlers import RotatingFileHandler  # imports a good deal that most runs do not need
-
-    class QuietRotatingFileHandler(RotatingFileHandler):
-        def handleError(self, record: logging.LogRecord) -> None:
-            """Called when a line could not be written; the next one is tried again."""
-
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if os.path.exists(path) and not os.path.isfile(path):
             return "it is not a regular file"
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        return describe_errno(error)
-    except ValueError as error:
-        return str(error)
-    try:
-        handler = QuietRotatingFileHandler(
-            path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILE_BACKUPS, encoding="utf-8", errors="backslashreplace"
-        )
+        handler = LogFile(path, LOG_FILE_BYTES, LOG_FILE_BACKUPS)
     except OSError as error:
         return describe_errno(error)
     except ValueError as error:

@@ -43,7 +43,8 @@ class Output:
         if self._stream is None:
             return
         try:
-            self._stream.write(text)
+            if text:  # even nothing cannot be written to a terminal that has been closed
+                self._stream.write(text)
             if flush:
                 self._stream.flush()
         except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StorageManagerError
+from storage_manager.base.log import standard_error
 from storage_manager.base.output import Output
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.plan import HELP, Outcome, sentence
@@ -18,21 +20,26 @@ from storage_manager.store.snapshot import Session
 
 def confirmed(warning: str, clock: Clock) -> bool:
     """Whether the user says yes. Raises StorageManagerError when there is nobody to answer, and Interrupted."""
-    if sys.stderr is not None:
-        print(warning, file=sys.stderr)
-        print("Are you sure? (yes/no) ", end="", file=sys.stderr, flush=True)
-    try:
-        answer = ""
+    answer = ""
+    try:  # a terminal may be closed while it is asked
+        _say(f"{warning}\nAre you sure? (yes/no) ")
         if sys.stdin is not None:
             clock.wait_for_input(sys.stdin.fileno())
             answer = sys.stdin.readline()
+        if not (answer and sys.stdin.isatty()):
+            _say("\n")  # nobody has pressed return
     except (OSError, ValueError):
         answer = ""
-    if sys.stderr is not None and not (answer and sys.stdin.isatty()):
-        print(file=sys.stderr)  # nobody has pressed return
     if not answer:
         raise StorageManagerError("there is nobody to answer; use --yes to go on without being asked")
     return answer.strip().lower() in ("yes", "y")
+
+
+def _say(text: str) -> None:
+    """To standard error, past its buffer: what stays there would fail once more when the interpreter ends."""
+    stream = standard_error()
+    if stream is not None:
+        os.write(stream.fileno(), text.encode("utf-8", "backslashreplace"))
 
 
 def show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, out: Output) -> None:

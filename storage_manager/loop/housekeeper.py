@@ -19,6 +19,7 @@ from storage_manager.base.errors import (
     StorageManagerError,
     StoreGone,
     StoreMissing,
+    signal_name,
 )
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
@@ -38,7 +39,7 @@ def run_loop(
 ) -> int:
     """Run cycles until SIGTERM or SIGINT, then return 0; with `once`, run one and return its exit code.
 
-    After `max_failures` cycles in a row that ended with another exit code than 0, return 1.
+    After `max_failures` cycles in a row that ended with another exit code than 0, return 1. SIGHUP ends nothing.
     """
     with clock.deferred():
         settings, _ = load()
@@ -98,8 +99,8 @@ def _turns(
         # The collector is off while a command runs (see cli); what a cycle left goes here.
         gc.collect()
         _sleep(clock, log, status, sleep_secs(clock.monotonic() - started, settings.interval_secs))
-        if clock.stopping:
-            log.info("housekeeper.stopping", f"stopping on signal {clock.stop_signal}", signal=clock.stop_signal)
+        if clock.stop_signal is not None:
+            log.info("housekeeper.stopping", f"stopping on {signal_name(clock.stop_signal)}", signal=clock.stop_signal)
             return EXIT_OK
 
 
@@ -209,6 +210,7 @@ def _purpose(settings: Settings) -> str:
 
 
 def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None:
+    _answer_hangup(clock, log)
     if clock.stopping:
         return
     status.sleeping(secs)
@@ -219,7 +221,16 @@ def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None
     # Counted, not measured against a deadline: a clock that goes back must not prolong the sleep without end.
     left, before = secs, clock.monotonic()
     while left > 0 and not clock.stopping and not clock.wake_requested:
-        clock.sleep(left if status.nap_secs is None else min(left, status.nap_secs))
+        clock.sleep(min(left, status.nap_secs))
         status.progress()
+        _answer_hangup(clock, log)
         now = clock.monotonic()
         left, before = left - max(0.0, now - before), now
+
+
+def _answer_hangup(clock: Clock, log: EventLog) -> None:
+    """In the middle of a cycle the log file follows its name by itself, within a second."""
+    if clock.hung_up:
+        clock.hung_up = False
+        log.reopen()
+        log.info("housekeeper.log_reopened", "SIGHUP: the log file is opened anew, and the loop goes on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Optional
 
 from storage_manager.base.clock import Clock
@@ -44,8 +45,8 @@ class Watchdog:
         self._asked_at = clock.monotonic()
 
     @property
-    def nap_secs(self) -> Optional[float]:
-        return None if self._every_secs is None else max(SHORTEST_SLEEP_SECS, self._every_secs)
+    def nap_secs(self) -> float:
+        return math.inf if self._every_secs is None else max(SHORTEST_SLEEP_SECS, self._every_secs)
 
     def is_due(self) -> bool:
         """True once for each part of the time."""

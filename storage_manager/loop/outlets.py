@@ -6,6 +6,7 @@ system that hangs; keep the files on a local one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Optional, TypeVar
 
@@ -55,6 +56,11 @@ class Outlets:
         path = self._path(name)
         if path is not None:
             self._attempt("replace", path, lambda: replace_file(path, content()))
+
+    def is_missing(self, name: str) -> bool:
+        """Whether the file was chosen, and is not there."""
+        path = self._path(name)
+        return path is not None and not os.path.lexists(path)
 
     def read(self, name: str, most_bytes: int, parse: Callable[[bytes], Content]) -> Optional[Content]:
         """None for a file that is not there, or cannot be used; then there was an event."""

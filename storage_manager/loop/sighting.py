@@ -59,7 +59,9 @@ def what_has_gone(storage_dir: str, seen: Optional[Sighting], heartbeat_file: st
         what = f"{os.path.join(storage_dir, METADATA_NAME)} has gone."
     else:
         return None
-    way_out = f"remove {heartbeat_file}" + (", or let the service create metadata.json" if is_same else "")
+    way_out = f"remove {heartbeat_file} while no loop runs"
+    if is_same:
+        way_out += ", or let the service create metadata.json"
     return (
         f"{what} {quantity.counted(seen.session_count, 'session')} had been seen there; nothing more is deleted. "
         f"If this is meant, {way_out}"

@@ -26,6 +26,9 @@ from storage_manager.loop.sighting import Sighting, sight
 # a write costs.
 REFRESH_SECS = 5.0
 
+# A heartbeat that a cleaner of temporary files has removed is written again within a minute.
+LONGEST_NAP_SECS = 55.0
+
 
 class LoopStatus:
     """Told by the loop of each of its steps, and tells them on: raises nothing. Everything but the settings of a cycle
@@ -70,9 +73,9 @@ class LoopStatus:
         return self._heartbeat.store
 
     @property
-    def nap_secs(self) -> Optional[float]:
-        """How long a part of a sleep may last, so that a watchdog is fed in time; None: as long as it likes."""
-        return self._watchdog.nap_secs
+    def nap_secs(self) -> float:
+        """How long a part of a sleep may last, so that a watchdog is fed and a missing heartbeat is noticed in time."""
+        return min(LONGEST_NAP_SECS, self._watchdog.nap_secs)
 
     # The steps of the loop
 
@@ -99,6 +102,8 @@ class LoopStatus:
         """A step of a cycle, or of a sleep. Cheap enough to be called for each of many."""
         if self._heartbeat.state == CYCLE and elapsed_secs(self._clock, self._written_at) >= REFRESH_SECS:
             self._beat(self._clock.now())
+        elif self._heartbeat.state == SLEEPING and self._outlets.is_missing(outlets.HEARTBEAT):
+            self._write_heartbeat()
         self._feed_watchdog()
 
     def cycle_ended(self, settings: Settings, ending: Ending, progress: Progress, duration_secs: float) -> None:
@@ -139,6 +144,9 @@ class LoopStatus:
     def _beat(self, now: datetime, **changes: Any) -> None:
         self._heartbeat = self._heartbeat._replace(alive_at=now, **changes)
         self._written_at = self._clock.monotonic()
+        self._write_heartbeat()
+
+    def _write_heartbeat(self) -> None:
         self._outlets.write(outlets.HEARTBEAT, lambda: encode(self._heartbeat))
 
     def _feed_watchdog(self) -> None:

@@ -139,7 +139,8 @@ def locked_store(
 ) -> Iterator[LockedStore]:
     """Lock a store, recover it, and let go at the end. A stop signal inside is remembered, and raised at the end.
 
-    Raises StoreMissing, LockBusy, LockUnavailable, StoreError, Interrupted, and like recover().
+    Raises StoreMissing, LockBusy, LockUnavailable, StoreError, Interrupted, and like recover(). After a signal,
+    Interrupted stands for a torn or busy metadata.json, too: there was no time to tell whether it is damaged.
     """
     with clock.deferred():
         with open_store(storage_dir) as store:
@@ -149,6 +150,9 @@ def locked_store(
                     recover(committer)
                     clock.check()
                     yield LockedStore(store, lock, committer, clock, log)
+                except (MetadataCorrupt, CommitContended):
+                    clock.check()
+                    raise
                 finally:
                     committer.close()
         clock.check()

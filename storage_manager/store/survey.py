@@ -83,6 +83,10 @@ class _ReaderPatience(Patience):
         self._log = log
         self._silent_until: Optional[float] = clock.monotonic() + SILENCE_SECS
 
+    def exhausted(self) -> bool:
+        self._clock.check()
+        return super().exhausted()
+
     def pause(self, secs: float) -> None:
         if self._silent_until is not None and self._clock.monotonic() >= self._silent_until:
             self._silent_until = None
@@ -93,7 +97,6 @@ class _ReaderPatience(Patience):
                 file=self._file,
             )
         super().pause(secs)
-        self._clock.check()
 
 
 def take_snapshot(storage_dir: str, clock: Clock, log: EventLog) -> tuple[Snapshot, Totals]:

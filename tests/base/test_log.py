@@ -11,7 +11,7 @@ import re
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from stores import event, events, make_store, run_tool
 
 from storage_manager import __version__
 from storage_manager.base import log as log_module
+from storage_manager.base import log_file
 from storage_manager.base.log import EventLog, add_log_file, build_logger, close_logger
 
 
@@ -554,3 +555,129 @@ def test_a_log_file_whose_disk_has_room_again_gets_the_next_lines_whole(recorder
     first, *_, last = log.read_text().splitlines()
     assert json.loads(first)["@m"] == "before"
     assert json.loads(last)["@m"] == "after"
+    told = json.loads(log.read_text().splitlines()[-2])
+    assert told["@m"] == "1 log line was dropped: the log file could not be written"
+
+
+def renamed(log: Path) -> None:
+    log.rename(log.with_name("log.old"))
+
+
+def replaced(log: Path) -> None:
+    renamed(log)
+    log.touch()
+
+
+def removed(log: Path) -> None:
+    log.unlink()
+
+
+def copied_over(log: Path) -> None:
+    """The same name, another device's or inode's file under it."""
+    log.with_name("log.new").touch()
+    os.link(log, log.with_name("log.old"))
+    log.with_name("log.new").replace(log)
+
+
+def linked_elsewhere(log: Path) -> None:
+    renamed(log)
+    log.symlink_to(log.with_name("elsewhere"))
+
+
+def logged(directory: Path) -> list[int]:
+    """The numbers in all files of a log, in the order of the events."""
+    texts = [path.read_text() for path in directory.iterdir() if path.is_file() and not path.is_symlink()]
+    return sorted(item["number"] for text in texts for item in events(text) if "number" in item)
+
+
+@pytest.mark.parametrize("happened", [renamed, replaced, removed, copied_over, linked_elsewhere])
+@pytest.mark.parametrize("at_once", [False, True], ids=["within a second", "at once when asked"])
+def test_lines_go_to_the_file_that_the_name_leads_to_and_none_is_lost(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happened: Callable[[Path], None], at_once: bool
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(log_file.time, "monotonic", lambda: now[0])
+    log = tmp_path / "logs" / "log"
+    log.parent.mkdir()
+    assert add_log_file(recorder.logger, str(log)) is None
+    recorder.log.info("storage_manager.test", "before", number=0)
+    happened(log)
+    recorder.log.info("storage_manager.test", "right after", number=1)
+    if at_once:
+        recorder.log.reopen()
+    else:
+        now[0] += log_file.LOOK_SECS
+    recorder.log.info("storage_manager.test", "later", number=2)
+    close_logger(recorder.logger)
+    assert events(log.read_text())[-1]["number"] == 2
+    assert logged(log.parent) == ([1, 2] if happened is removed else [0, 1, 2])
+
+
+def test_the_name_is_not_looked_up_for_each_line(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    opened: list[str] = []
+    real = os.open
+    monkeypatch.setattr(log_file.time, "monotonic", lambda: now[0])
+    assert add_log_file(recorder.logger, str(tmp_path / "log")) is None
+    monkeypatch.setattr(log_file.os, "open", lambda path, *rest: (opened.append(path), real(path, *rest))[1])
+    for _ in range(3):
+        for _ in range(100):
+            recorder.log.info("storage_manager.test", "one of many")
+        now[0] += log_file.LOOK_SECS
+    assert len(opened) == 2
+    close_logger(recorder.logger)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "directory gone"])
+def test_where_no_new_file_can_be_opened_lines_are_kept_or_counted(
+    recorder: Recorder, tmp_path: Path, kind: str
+) -> None:
+    log = tmp_path / "logs" / "log"
+    log.parent.mkdir()
+    assert add_log_file(recorder.logger, str(log)) is None
+    recorder.log.info("storage_manager.test", "before", number=0)
+    old = log.with_name("log.old")
+    if kind == "directory gone":
+        old = tmp_path / "away" / "log"
+        log.parent.rename(old.parent)
+    else:
+        log.rename(old)
+        os.mkfifo(log) if kind == "fifo" else log.mkdir()
+    recorder.log.reopen()
+    recorder.log.info("storage_manager.test", "to the old one", number=1)
+    assert logged(old.parent) == [0, 1]
+    old.unlink()
+    for number in (2, 3):
+        recorder.log.info("storage_manager.test", "nowhere to go", number=number)
+    if kind == "directory gone":
+        log.parent.mkdir()
+    elif kind == "fifo":
+        log.unlink()
+    else:
+        log.rmdir()
+    recorder.log.info("storage_manager.test", "again", number=4)
+    close_logger(recorder.logger)
+    told, again = events(log.read_text())
+    assert (told["event"], told["dropped_count"]) == ("storage_manager.log_dropped", 2)
+    assert again["number"] == 4
+
+
+def test_two_processes_that_rotate_one_file_push_out_no_more_than_one_would(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "LOG_FILE_BYTES", 5000)
+    log = tmp_path / "logs" / "log"
+    log.parent.mkdir()
+    other = Recorder(tmp_path / "other")
+    for each in (recorder, other):
+        assert add_log_file(each.logger, str(log)) is None
+    for number in range(150):
+        (recorder, other)[number % 2].log.info("storage_manager.test", "a sentence", number=number)
+    for each in (recorder, other):
+        close_logger(each.logger)
+    other.close()
+    numbers = logged(log.parent)
+    assert numbers == list(range(150))[-len(numbers) :]
+    assert all(log.with_name(f"log.{number}").stat().st_size > 4500 for number in (1, 2)), "rotated before it was full"

@@ -26,6 +26,8 @@ from storage_manager.loop.heartbeat import verdict
 from storage_manager.loop.heartbeat_json import decode
 from storage_manager.store import reading
 
+pytestmark = pytest.mark.usefixtures("sleeps_in_one_go")
+
 
 class Turns:
     """The loop run in this process, on a clock of our own."""

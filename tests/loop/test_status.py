@@ -19,7 +19,7 @@ from stores import blobs, events, make_store
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.config import Fallback, Settings
-from storage_manager.loop import housekeeper, outlets
+from storage_manager.loop import housekeeper, outlets, status
 from storage_manager.loop.heartbeat_json import decode
 from storage_manager.loop.notify import STOPPING, WATCHDOG
 from storage_manager.store.directory import Store
@@ -27,6 +27,9 @@ from storage_manager.store.snapshot import Snapshot
 
 Load = Callable[[], "tuple[Settings, list[Fallback]]"]
 PREFIX = "storage_manager_"
+NAP_SECS = status.LONGEST_NAP_SECS
+
+pytestmark = pytest.mark.usefixtures("sleeps_in_one_go")
 
 
 class Timed(Clock):
@@ -387,11 +390,68 @@ def test_the_watchdog_is_fed_every_quarter_of_its_time_while_the_loop_sleeps(sto
     assert told.sent[-1] == STOPPING
 
 
-def test_without_a_watchdog_the_loop_sleeps_in_one_go(storage: Path, told: Loop) -> None:
-    make_store(storage, 1)
-    clock = Timed()
-    told.run(lambda: settings_for(storage), clock)
-    assert clock.slept_secs == [3600.0]
+class Napping:
+    """A loop that sleeps an hour, with the naps that it really takes."""
+
+    def __init__(self, storage: Path, told: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(status, "LONGEST_NAP_SECS", NAP_SECS)
+        make_store(storage, 1)
+        self.clock = Timed()
+        self.written_at: list[float] = []
+        self._storage = storage
+        self._told = told
+        real = outlets.replace_file
+
+        def replace_file(path: str, *content: Any) -> None:
+            self.written_at.append(self.clock.secs)
+            real(path, *content)
+
+        monkeypatch.setattr(outlets, "replace_file", replace_file)
+
+    def run(self, at_nap: Callable[[int], object], **variables: str) -> list[dict[str, Any]]:
+        """`at_nap` is called before each nap, with its number."""
+
+        def at_sleep() -> None:
+            at_nap(len(self.clock.slept_secs))
+            if sum(self.clock.slept_secs) > 3600 - 60:
+                self.clock.stop()
+
+        self.clock.at_sleep = at_sleep
+        return self._told.run(lambda: settings_for(self._storage, **variables), self.clock)
+
+
+def test_a_loop_that_sleeps_wakes_up_hardly_more_than_once_a_minute_and_writes_nothing(
+    storage: Path, told: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    napping = Napping(storage, told, monkeypatch)
+    fell_asleep: list[int] = []
+    napping.run(lambda number: fell_asleep.append(len(napping.written_at)))
+    assert set(napping.clock.slept_secs[:-1]) == {NAP_SECS} and 50 < NAP_SECS < 60
+    assert set(fell_asleep) == {fell_asleep[0]}
+
+
+@pytest.mark.parametrize("directory", [False, True], ids=["the file", "its directory, for some minutes"])
+def test_a_heartbeat_that_somebody_removes_is_back_within_a_minute(
+    storage: Path, told: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: bool
+) -> None:
+    napping = Napping(storage, told, monkeypatch)
+    heartbeat = tmp_path / "run" / "heartbeat"
+    heartbeat.parent.mkdir()
+    seen: list[bytes] = []
+
+    def at_nap(number: int) -> None:
+        if number in (10, 11):
+            seen.append(heartbeat.read_bytes())
+        if number in (10, 20):
+            heartbeat.unlink()
+        if number in (20, 25) and directory:
+            heartbeat.parent.rmdir() if number == 20 else heartbeat.parent.mkdir()
+        if number == 26:
+            seen.append(heartbeat.read_bytes())
+
+    found = napping.run(at_nap, HOUSEKEEPER_HEARTBEAT_FILE=str(heartbeat))
+    assert len(seen) == 3 and len(set(seen)) == 1, "another heartbeat than the one that was removed"
+    assert len(failures_of(found)) == directory
 
 
 def test_the_watchdog_is_fed_during_a_long_prune(storage: Path, told: Loop, monkeypatch: pytest.MonkeyPatch) -> None:

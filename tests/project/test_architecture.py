@@ -245,7 +245,7 @@ def error_classes() -> list[type[errors.StorageManagerError]]:
 
 
 def test_the_exit_codes_are_the_contract() -> None:
-    assert sorted(errors.EXIT_CODES) == [0, 1, 2, 64, 130, 143]
+    assert sorted(errors.EXIT_CODES) == [0, 1, 2, 64, 129, 130, 143]
     named = (errors.EXIT_OK, errors.EXIT_FAILED, errors.EXIT_LOCK_BUSY, errors.EXIT_USAGE)
     assert named == (0, 1, 2, 64)
 
@@ -267,7 +267,7 @@ def test_every_error_has_an_exit_code_of_the_table_and_an_event() -> None:
     assert errors.UsageError.exit_code == 64
 
 
-@pytest.mark.parametrize(("signum", "exit_code"), [(2, 130), (15, 143)])
+@pytest.mark.parametrize(("signum", "exit_code"), [(1, 129), (2, 130), (15, 143)])
 def test_an_interrupted_run_ends_as_a_shell_would_say(signum: int, exit_code: int) -> None:
     assert errors.Interrupted(signum).exit_code == exit_code
     assert exit_code in errors.EXIT_CODES

@@ -498,6 +498,22 @@ def test_the_wrapper_becomes_the_tool_so_that_signals_reach_it(tree: Path, signu
         assert tool.end() == 0
 
 
+def test_a_wake_up_while_the_wrapper_starts_the_loop_does_not_end_it(tree: Path, tmp_path: Path) -> None:
+    ready, go_on = tmp_path / "ready", tmp_path / "go on"
+    for fifo in (ready, go_on):
+        os.mkfifo(fifo)
+    text = f"echo >'{ready}'; read -r _ <'{go_on}'\n" + (tree / "scripts" / "project.env").read_text()
+    (tree / "scripts" / "project.env").write_text(text)
+    arguments = [str(tree / "scripts" / "storage_manager.sh"), "run-loop"]
+    with Running(arguments, env={"PYTHON": sys.executable, "PYTHONPATH": ""}) as tool:
+        ready.read_text()  # the environment file is being run
+        tool.send(signal.SIGUSR1)
+        go_on.write_text("\n")
+        tool.wait_for("housekeeper.sleep")
+        tool.send(signal.SIGTERM)
+        assert tool.end() == 0
+
+
 def test_the_wrapper_does_what_the_tool_does(tree: Path, storage: Path) -> None:
     make_store(storage, 3)
     assert (

@@ -530,7 +530,7 @@ def what_is_wrong(record: Record, events: list[dict[str, Any]], is_last: bool, w
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch, sleeps_in_one_go: None) -> None:
     """No real time passes, so nothing has to be waited for; and nothing has to be on disk."""
     for name, module in list(sys.modules.items()):
         if name.startswith("storage_manager") and hasattr(module, "READ_PATIENCE_SECS"):
@@ -670,7 +670,7 @@ def test_nothing_in_the_environment_the_clock_or_the_store_ends_the_loop(
             assert events_of(Path(log_file).read_bytes())[-len(found) :] == found, f"seed {seed}"
 
 
-def test_a_monotonic_clock_that_goes_back_does_not_prolong_the_sleep(storage: Path) -> None:
+def test_a_monotonic_clock_that_goes_back_does_not_prolong_the_sleep(storage: Path, sleeps_in_one_go: None) -> None:
     class Back(Clock):
         secs = 1e6
         slept_secs: list[float] = []

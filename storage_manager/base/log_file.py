@@ -1,0 +1,150 @@
+"""The log file: one line an event, rotated, and always the file that its name leads to."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from contextlib import suppress
+
+from storage_manager.base.clef import LOGGER_NAME
+
+# How often the name is looked up. Somebody else's rotation costs no line: until then they go to the renamed file.
+LOOK_SECS = 1.0
+_OPEN = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class LineHandler(logging.Handler):
+    """One line an event, whole or not at all. Lines that cannot be written are dropped and counted; the count comes
+    with the next line that can be. Raises nothing."""
+
+    why_dropped = "the log file could not be written"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dropped = 0
+        self._torn = False
+        self._written = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self._line(record)
+            if self._dropped and self._has_room():
+                line = self._line(self._dropped_notice(record)) + line
+            if self._torn:
+                line = b"\n" + line
+        except Exception:  # noqa: BLE001  # whatever is wrong with a log line must not end a prune
+            self._dropped += 1
+            return
+        left = len(line)
+        self._written = 0
+        try:
+            left = self._write(line)
+        except OSError:  # nobody reads any more, or the disk is full; both may pass
+            pass
+        if left:
+            self._dropped += 1
+            self._torn = self._torn or self._written > 0
+        else:
+            self._dropped = 0
+            self._torn = False
+
+    def _has_room(self) -> bool:
+        """Whether a line can be written without waiting, as far as that can be told."""
+        return True
+
+    def _write(self, line: bytes) -> int:
+        """Write what finds room in time, and count it in `_written`; how many bytes did not. Raises OSError."""
+        raise NotImplementedError
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+
+    def _dropped_notice(self, record: logging.LogRecord) -> logging.LogRecord:
+        lines = "line was" if self._dropped == 1 else "lines were"
+        message = f"{self._dropped} log {lines} dropped: {self.why_dropped}"
+        notice = logging.LogRecord(LOGGER_NAME, logging.WARNING, "", 0, message, None, None)
+        notice.event = "storage_manager.log_dropped"
+        notice.constants = getattr(record, "constants", "")
+        notice.fields = {"dropped_count": self._dropped}
+        return notice
+
+
+class LogFile(LineHandler):
+    """At most `most_bytes` in the file, and as many in each of `backups` older ones (`.1`, `.2`, ...).
+
+    A file that was removed is created again with the next line; one that was renamed or replaced is left within a
+    second. Where no new file can be opened, lines go on to the old one for as long as that has a name; then they are
+    dropped and counted. Creating it raises OSError, and ValueError for a path that cannot be one.
+    """
+
+    def __init__(self, path: str, most_bytes: int, backups: int) -> None:
+        super().__init__()
+        self._path = os.path.abspath(path)
+        self._most_bytes = most_bytes
+        self._backups = backups
+        self._fd = self._open()
+        self._look_at = time.monotonic() + LOOK_SECS
+
+    def look_now(self) -> None:
+        """Look the name up before the next line."""
+        self._look_at = 0.0
+
+    def close(self) -> None:
+        self.acquire()  # another thread may be about to write, and the number will be some other file's
+        try:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+        finally:
+            self.release()
+        super().close()
+
+    def _write(self, line: bytes) -> int:
+        if os.fstat(self._fd).st_nlink == 0 or time.monotonic() >= self._look_at:
+            self._follow()
+        # Once more: another process may have rotated the file since the last look.
+        if self._is_full(line) and not (self._follow() and not self._is_full(line)):
+            self._rotate()
+        view = memoryview(line)
+        while view:
+            written = os.write(self._fd, view)
+            self._written += written
+            view = view[written:]
+        return len(view)
+
+    def _is_full(self, line: bytes) -> bool:
+        size = os.fstat(self._fd).st_size
+        return size > 0 and size + len(line) > self._most_bytes
+
+    def _follow(self) -> bool:
+        """Write to what the name leads to from now on. Whether that is another file. Raises OSError."""
+        self._look_at = time.monotonic() + LOOK_SECS
+        before = os.fstat(self._fd)
+        try:
+            self._replace(self._open())
+        except OSError:
+            if before.st_nlink == 0:
+                raise  # whatever is written there is lost
+        return not os.path.samestat(before, os.fstat(self._fd))
+
+    def _rotate(self) -> None:
+        for number in range(self._backups, 0, -1):
+            newer = f"{self._path}.{number - 1}" if number > 1 else self._path
+            with suppress(FileNotFoundError):
+                os.replace(newer, f"{self._path}.{number}")
+        self._replace(self._open())
+
+    def _open(self) -> int:
+        fd = os.open(self._path, _OPEN, 0o666)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+    def _replace(self, fd: int) -> None:
+        # In this order: a signal in between must not leave a number behind that is some other file's by then.
+        old, self._fd = self._fd, fd
+        os.close(old)
