@@ -226,8 +226,8 @@ class Committer:
         else:
             self.log.warning(
                 "storage_manager.recovered",
-                f"a write overlapped the commit, and it is not yet certain that the merge lasts; {previous} is kept for "
-                f"the next run",
+                f"a write overlapped the commit, and it is not yet certain that the merge lasts; {previous} is kept "
+                f"for the next run",
                 what="pending",
                 file=previous,
             )
