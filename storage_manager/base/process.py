@@ -31,12 +31,12 @@ class Process(NamedTuple):
 def this_process() -> Process:
     pid = os.getpid()
     fields = _fields(pid)
-    return Process(pid, _host(), _pid_namespace(), None if fields is None else int(fields[_STARTED]))
+    return Process(pid, _host(), _namespace("pid"), None if fields is None else int(fields[_STARTED]))
 
 
 def condition(process: Process) -> str:
     """ALIVE, STOPPED (by SIGSTOP or a debugger), GONE or ELSEWHERE. Raises nothing."""
-    if (process.host, process.pid_namespace) != (_host(), _pid_namespace()):
+    if (process.host, process.pid_namespace) != (_host(), _namespace("pid")):
         return ELSEWHERE
     fields = _fields(process.pid)
     if fields is None:
@@ -69,12 +69,23 @@ def _fields(pid: int) -> Optional[list[str]]:
     return fields if len(fields) > _STARTED else None
 
 
+def this_boot() -> Optional[str]:
+    """Between processes that see the same, clock.monotonic() can be compared. None where it cannot be seen."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+    except (OSError, ValueError):
+        return None
+    # A time namespace may shift the clock. Old kernels have none.
+    return f"{boot}/{_namespace('time')}"
+
+
 def _host() -> str:
     return os.uname().nodename.encode("utf-8", "backslashreplace").decode()
 
 
-def _pid_namespace() -> Optional[int]:
+def _namespace(kind: str) -> Optional[int]:
     try:
-        return os.stat("/proc/self/ns/pid").st_ino
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
     except OSError:
         return None

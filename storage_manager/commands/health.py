@@ -8,19 +8,22 @@ from typing import Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, describe_errno
-from storage_manager.base.process import condition
+from storage_manager.base.process import condition, this_boot
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
 from storage_manager.config import Settings, absolute, limit_text
-from storage_manager.loop.heartbeat import CYCLE, Heartbeat, ago, verdict
+from storage_manager.loop.heartbeat import CYCLE, Heartbeat, ago, present, verdict
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, as_json, decode
 from storage_manager.loop.status_file import read_file
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
     settings = context.settings
+    heartbeat, problem = _examine(settings)
     now = context.clock.now()
-    heartbeat, problem = _examine(settings, now)
+    if heartbeat is not None:
+        now = present(heartbeat, now, this_boot(), context.clock.monotonic())
+        problem = problem or verdict(heartbeat, now, condition(heartbeat.process))
     if heartbeat is not None and heartbeat.last_cycle is not None and heartbeat.last_cycle.suggested_dirs:
         from storage_manager.store.survey import report_suspect  # imports a good deal that a probe does not need
 
@@ -49,8 +52,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
     return exit_code
 
 
-def _examine(settings: Settings, now: datetime) -> tuple[Optional[Heartbeat], Optional[str]]:
-    """(the heartbeat if there is one, what is wrong)."""
+def _examine(settings: Settings) -> tuple[Optional[Heartbeat], Optional[str]]:
+    """(the heartbeat if there is one, why it cannot be judged)."""
     path = settings.heartbeat_file
     try:
         heartbeat = decode(read_file(path, LARGEST_BYTES))
@@ -64,7 +67,7 @@ def _examine(settings: Settings, now: datetime) -> tuple[Optional[Heartbeat], Op
     storage_dir = printable(absolute(settings.storage_dir))
     if heartbeat.storage_dir != storage_dir:
         return heartbeat, f"the heartbeat file {path} is of a loop on {heartbeat.storage_dir}, not on {storage_dir}"
-    return heartbeat, verdict(heartbeat, now, condition(heartbeat.process))
+    return heartbeat, None
 
 
 def _facts(heartbeat: Heartbeat, now: datetime) -> str:

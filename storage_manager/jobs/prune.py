@@ -160,6 +160,7 @@ class _Run:
             if not job.explain:
                 plan = plan._replace(kept=())
             if plan.are_orphans:
+                self._locked.require_all_read()
                 self._guard = OrphanGuard(self._locked.store, clock, reading, plan.victims)
             elif reading is not None and (plan.victims or plan.swept):
                 self._locked.prepare(reading, plan.victims[0].blob_name if plan.victims else None)

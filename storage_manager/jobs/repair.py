@@ -72,6 +72,7 @@ def _adopt(terms: Terms, group: str, locked: LockedStore, log: EventLog) -> Adop
     snapshot, reading = locked.look()
     report_findings(snapshot, terms.storage_dir, log)  # what is unreadable by now is not adopted
     with reading or nullcontext():
+        locked.require_all_read()
         keys = reading.keys() if reading is not None else ()
         chosen, left = adoptable(snapshot.anomalies, keys)
         if chosen and reading is not None:

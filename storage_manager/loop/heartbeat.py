@@ -1,6 +1,7 @@
 """The heartbeat: what the loop tells of itself, and the verdict whether that is healthy.
 
-Pure: no files and no clock. Times are wall-clock, because another process compares them with its own.
+Pure: no files and no clock. Times are wall-clock, because another process compares them with its own. On the same boot
+the monotonic clock says how long ago the heartbeat was written: a wall clock that is set must alarm nobody.
 """
 
 from __future__ import annotations
@@ -83,6 +84,45 @@ class Heartbeat(NamedTuple):
     """Cycles in a row, up to the last one, that ended with another code than 0."""
     store: Optional[Sighting] = None
     """The store that a cycle saw last. It is kept while the store is gone."""
+    boot: Optional[str] = None
+    """As process.this_boot() has it; None, as below, when an older version wrote the file."""
+    monotonic_secs: Optional[float] = None
+    """`alive_at` by the monotonic clock of that boot."""
+
+
+# Clocks
+
+
+def present(heartbeat: Heartbeat, now: datetime, boot: Optional[str], monotonic_secs: float) -> datetime:
+    """The present by the wall clock that the heartbeat was written by, which may have been set since.
+
+    On another boot, and where the boot cannot be seen, that is `now`.
+    """
+    written = heartbeat.monotonic_secs
+    if written is None or boot is None or boot != heartbeat.boot or monotonic_secs < written:
+        return now
+    return later(heartbeat.alive_at, timedelta(seconds=monotonic_secs - written))
+
+
+def reset_clock(heartbeat: Heartbeat, present: datetime, now: datetime) -> Heartbeat:
+    """What is told of the past, when the wall clock that said `present` has been set to `now`."""
+    step = now - present
+    if abs(step) <= AHEAD:
+        return heartbeat
+    last, started, success = heartbeat.last_cycle, heartbeat.cycle_started_at, heartbeat.last_success_at
+    return heartbeat._replace(
+        last_cycle=last and last._replace(ended_at=later(last.ended_at, step)),
+        cycle_started_at=started and later(started, step),
+        last_success_at=success and later(success, step),
+    )
+
+
+def later(moment: datetime, by: timedelta) -> datetime:
+    """The end of the calendar where it is that far off."""
+    try:
+        return moment + by
+    except OverflowError:
+        return datetime.max if by > timedelta() else datetime.min
 
 
 # The verdict

@@ -9,13 +9,13 @@ from storage_manager import __version__
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import EXIT_OK
 from storage_manager.base.log import EventLog
-from storage_manager.base.process import ALIVE, condition, this_process
+from storage_manager.base.process import ALIVE, condition, this_boot, this_process
 from storage_manager.base.text import printable
 from storage_manager.config import Fallback, Settings, absolute
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop import outlets
 from storage_manager.loop.cycle import Ending, elapsed_secs, left_behind, result, summary, wake_up_at
-from storage_manager.loop.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, stuck, trouble
+from storage_manager.loop.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, present, reset_clock, stuck, trouble
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, decode, encode
 from storage_manager.loop.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
 from storage_manager.loop.metrics import Metrics, earlier_values
@@ -60,6 +60,8 @@ class LoopStatus:
             last_cycle=None,
             last_success_at=None,
             failures=0,
+            boot=this_boot(),
+            monotonic_secs=self._written_at,
         )
 
     @property
@@ -142,8 +144,9 @@ class LoopStatus:
     # What is told
 
     def _beat(self, now: datetime, **changes: Any) -> None:
-        self._heartbeat = self._heartbeat._replace(alive_at=now, **changes)
+        heartbeat = reset_clock(self._heartbeat, self._present(), now)
         self._written_at = self._clock.monotonic()
+        self._heartbeat = heartbeat._replace(alive_at=now, monotonic_secs=self._written_at, **changes)
         self._write_heartbeat()
 
     def _write_heartbeat(self) -> None:
@@ -158,8 +161,11 @@ class LoopStatus:
         asks = trouble if self._heartbeat.last_success_at is None else stuck
         # Counted from the last write by the monotonic clock: a wall clock that is set while the loop sleeps must not
         # get it killed.
-        now = wake_up_at(self._heartbeat.alive_at, elapsed_secs(self._clock, self._written_at))
-        return asks(self._heartbeat, now, ALIVE) is None
+        return asks(self._heartbeat, self._present(), ALIVE) is None
+
+    def _present(self) -> datetime:
+        """By the wall clock as it was at the last write."""
+        return wake_up_at(self._heartbeat.alive_at, elapsed_secs(self._clock, self._written_at))
 
     def _go_on(self) -> None:
         """A timer's cycle goes on where the one before it ended; one run by hand beside a loop tells nothing.
@@ -173,6 +179,8 @@ class LoopStatus:
         if not self._heartbeat.once:
             return
         if before.once:
+            now = self._clock.now()
+            before = reset_clock(before, present(before, now, this_boot(), self._clock.monotonic()), now)
             self._heartbeat = self._heartbeat._replace(
                 last_cycle=before.last_cycle, last_success_at=before.last_success_at, failures=before.failures
             )

@@ -227,7 +227,8 @@ class Committer:
         else:
             self.log.warning(
                 "storage_manager.recovered",
-                f"a write that overlapped the commit may not be merged for good; {previous} is kept for the next run",
+                f"a write overlapped the commit, and it is not yet certain that the merge lasts; {previous} is kept "
+                f"for the next run",
                 what="pending",
                 file=previous,
             )

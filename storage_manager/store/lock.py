@@ -237,9 +237,16 @@ def _unusable(store: Store, error: OSError) -> Exception:
         return LockUnavailable(f"{path} is a symbolic link: remove it")
     if error.errno == errno.EISDIR:
         return LockUnavailable(f"{path} is a directory: remove it")
-    denied = error.errno in (errno.EACCES, errno.EPERM)
-    remedy = "a run of another user may have left it: remove it, or run as the store's owner" if denied else ""
-    return StoreError("open the lock file", path, error, remedy)
+    return StoreError("open the lock file", path, error, _remedy(store, error))
+
+
+def _remedy(store: Store, error: OSError) -> str:
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return ""
+    with suppress(StoreError):
+        if _status_at(store) is not None:
+            return "a run of another user may have left it: remove it, or run as the store's owner"
+    return "run as the store's owner"
 
 
 def _consider_leftover(store: Store, log: EventLog, clock: Clock, fd: int, stale_secs: float) -> None:

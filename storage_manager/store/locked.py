@@ -47,6 +47,7 @@ class LockedStore:
         self._clock = clock
         self._log = log
         self._known: Optional[Fingerprint] = None
+        self._unread: Optional[StoreError] = None
 
     def look(self) -> tuple[Snapshot, Optional[Reading]]:
         """A look at the store, after merging what writers that seemed dead have finished after all.
@@ -55,7 +56,8 @@ class LockedStore:
         """
         snapshot, reading = survey(self.store, self._clock, self._log)
         try:
-            if snapshot.torn and recover_torn(self._committer, snapshot.torn):
+            merged, self._unread = recover_torn(self._committer, snapshot.torn)
+            if merged:
                 _close(reading)
                 snapshot, reading = survey(self.store, self._clock, self._log)
             self._clock.check()
@@ -63,6 +65,14 @@ class LockedStore:
             _close(reading)
             raise
         return snapshot, reading
+
+    def require_all_read(self) -> None:
+        """Orphans are judged only when all that was kept aside has been read, for it may tell of them.
+
+        Raises StoreError.
+        """
+        if self._unread is not None:
+            raise self._unread
 
     def settled(self) -> tuple[Snapshot, Optional[Reading]]:
         """A look, after making sure of what earlier recoveries and late writes have put back. Otherwise like look()."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -161,6 +162,8 @@ def read_descriptor(store: Store, fd: int, name: str, patience: Patience) -> Opt
         try:
             with failing_as("examine", store.file(name)):
                 status = os.fstat(fd)
+                if status.st_size > LARGEST_BYTES:  # no store is that large, and reading it would end the process
+                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             return parse(_read_whole(store, name, fd, status))
         except NotJson:
             pass

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from storage_manager.base.clock import Patience
-from storage_manager.base.errors import StorageManagerError, failing_as
+from storage_manager.base.errors import StorageManagerError, StoreError, failing_as
 from storage_manager.base.times import from_timestamp
 from storage_manager.store.aside import move_aside, open_previous, restore_metadata
 from storage_manager.store.commit import PUT_BACK_PATIENCE_SECS, Committer
@@ -83,25 +83,41 @@ def _base_of(committer: Committer, fd: int, name: str) -> Optional[Document]:
         return document if reading.status.st_mtime_ns < os.fstat(fd).st_mtime_ns else None
 
 
-def recover_torn(committer: Committer, names: Sequence[str]) -> bool:
-    """Merge what was kept aside as torn and has been finished by its writer after all; whether any was.
+def recover_torn(committer: Committer, names: Sequence[str]) -> tuple[bool, Optional[StoreError]]:
+    """Merge what was kept aside as torn and has been finished by its writer after all.
 
-    Raises like commit().
+    Returns whether any was, and why one of them cannot be read. Raises like commit().
     """
-    merged = False
+    merged, unread = False, None
     for name in names:
-        fd = open_previous(committer.store, name)
         try:
-            late = read_descriptor(committer.store, fd, name, Patience(committer.clock, 0.0, 0.0))
-        finally:
-            close(fd)
+            late = _read_aside(committer, name)
+        except StoreError as error:
+            unread = error
+            committer.log.warning(
+                "storage_manager.recovered",
+                f"{error}; it is passed over. Sessions that only it tells of are orphans until it can be read. "
+                f"Move it away if nothing is missed",
+                what="passed_over",
+                file=name,
+            )
+            continue
         if late is None:
             continue  # still torn
         merged = True
         await_rewrite(committer)
         if committer.put_back(late, None, "torn"):
             committer.store.remove(name)
-    return merged
+    return merged, unread
+
+
+def _read_aside(committer: Committer, name: str) -> Optional[Document]:
+    """None while it is torn. Raises StoreError."""
+    fd = open_previous(committer.store, name)
+    try:
+        return read_descriptor(committer.store, fd, name, Patience(committer.clock, 0.0, 0.0))
+    finally:
+        close(fd)
 
 
 def add_entries(committer: Committer, entries: Document) -> bool:

@@ -10,13 +10,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from loops import loop
 from stores import ROOT, blobs, clean_environment, event, events, make_store, run_tool
 
+from storage_manager.base.process import this_boot
+from storage_manager.base.times import parse_time, utc_text
 from storage_manager.config import read_settings
+from storage_manager.loop.heartbeat import later, reset_clock
+from storage_manager.loop.heartbeat_json import as_json, decode
 
 Asked = subprocess.CompletedProcess[str]
 
@@ -74,6 +79,28 @@ def test_it_says_the_same_as_json(storage: Path, health: Callable[..., Asked], p
     path.unlink()
     said = json.loads(health("--json").stdout)
     assert said["healthy"] is False and str(path) in said["sentence"] and said["heartbeat"] is None
+
+
+@pytest.mark.parametrize("hours", [9000, 5, -5, -9000])
+def test_a_clock_that_was_set_alarms_nobody_on_this_boot(
+    storage: Path, health: Callable[..., Asked], path: Path, hours: int
+) -> None:
+    """The heartbeat's times are moved, which is the same and needs no privilege."""
+    by = timedelta(hours=hours)
+    if this_boot() is None:
+        pytest.skip("the boot cannot be seen here")
+    make_store(storage, 1)
+    with loop(storage) as tool:
+        tool.wait_for("housekeeper.sleep")
+        facts = as_json(reset_clock(decode(path.read_bytes()), datetime(2026, 1, 1), datetime(2026, 1, 1) + by))
+        for name in ("alive_at", "next_wake_up"):
+            facts[name] = utc_text(later(parse_time(facts[name]) or datetime.max, by))
+        path.write_text(json.dumps(facts))
+        assert "next in 60 min" in healthy(health())
+        path.write_text(json.dumps({**facts, "boot": "an earlier one"}))
+        unhealthy(health())
+        path.write_text(json.dumps({name: value for name, value in facts.items() if name != "monotonic_secs"}))
+        unhealthy(health())
 
 
 def test_a_loop_that_was_killed_is_unhealthy(storage: Path, health: Callable[..., Asked]) -> None:

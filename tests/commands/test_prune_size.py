@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -456,3 +456,32 @@ def test_a_dry_run_needs_no_lock(storage: Path) -> None:
     make_store(storage, 3, size=1000)
     with held_lock(storage):
         assert outcome(storage, "--max-mb", "1000B", "--dry-run")["deleted_count"] == 2
+
+
+def too_large(aside: Path) -> None:
+    aside.touch()
+    os.truncate(aside, 1 << 40)
+
+
+def locked_away(aside: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    aside.touch(0)
+
+
+@pytest.mark.parametrize("make", [too_large, locked_away])
+def test_what_was_kept_aside_and_cannot_be_read_stops_no_prune_but_a_purge_of_orphans(
+    storage: Path, make: Callable[[Path], None]
+) -> None:
+    guids = make_store(storage, 5, size=1000)
+    orphan = storage / "00000000-0000-4000-8000-000000000000.json"
+    orphan.touch()
+    os.utime(orphan, (1, 1))
+    make(storage / ".metadata.json.torn-x")
+    purge = run_tool("purge", "--orphans", "--yes", "--storage-dir", storage)
+    assert purge.returncode == 1 and ".metadata.json.torn-x" in purge.stderr and orphan.exists()
+    prune = run_tool("prune-size", "--max-mb", "2000B", "--storage-dir", storage)
+    assert prune.returncode == 0, prune.stderr
+    assert set(read_entries(storage)) == set(guids[3:])
+    [warning] = [one for one in events(prune.stderr) if one.get("what") == "passed_over"]
+    assert (warning["@l"], warning["file"]) == ("Warning", ".metadata.json.torn-x")

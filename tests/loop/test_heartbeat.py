@@ -146,12 +146,50 @@ def test_the_ends_of_the_calendar_break_nothing() -> None:
             assert heartbeat.verdict(one._replace(alive_at=now, next_wake_up=now, last_success_at=now), NOW, ALIVE)
 
 
+# A wall clock that is set
+
+BOOT = "6ad0b9f2/4026531834"
+STEPS = [timedelta(seconds=90), HOUR, timedelta(days=400), timedelta(days=9000)]
+STEPS = [*STEPS, *(-step for step in STEPS)]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_a_clock_that_is_set_changes_no_verdict_on_the_same_boot(step: timedelta) -> None:
+    for one in (*HEALTHY.values(), *UNHEALTHY.values()):
+        if one.alive_at > NOW:
+            continue
+        written = one._replace(boot=BOOT, monotonic_secs=1000.0)
+        read_secs = 1000.0 + (NOW - one.alive_at).total_seconds()
+        assert heartbeat.present(written, NOW + step, BOOT, read_secs) == NOW
+        for unknown in (written._replace(boot=None), written._replace(monotonic_secs=None)):
+            assert heartbeat.present(unknown, NOW + step, BOOT, read_secs) == NOW + step
+        for boot, secs in (("another", read_secs), (None, read_secs), (BOOT, 999.0)):
+            assert heartbeat.present(written, NOW + step, boot, secs) == NOW + step
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_the_past_is_told_by_the_clock_as_it_is_now(step: timedelta) -> None:
+    for one in HEALTHY.values():
+        told = heartbeat.reset_clock(one, NOW, NOW + step)
+        told = told._replace(alive_at=one.alive_at + step, next_wake_up=one.next_wake_up and one.next_wake_up + step)
+        assert heartbeat.verdict(told, NOW + step, ALIVE) is None
+        assert told.last_cycle is None or told.last_cycle.ended_at == result().ended_at + step
+
+
+def test_a_clock_that_is_set_beyond_the_calendar_breaks_nothing() -> None:
+    for now in (datetime.min, datetime.max):
+        heartbeat.reset_clock(beat(), NOW, now)
+        heartbeat.present(beat(boot=BOOT, monotonic_secs=0.0, alive_at=now), NOW, BOOT, 1e9)
+
+
 # JSON
 
 
 @pytest.mark.parametrize("case", [*HEALTHY, *UNHEALTHY])
 def test_what_is_written_is_read_back(case: str) -> None:
     one = {**HEALTHY, **UNHEALTHY}[case]
+    assert decode(encode(one)) == one
+    one = one._replace(boot="6ad0b9f2/4026531834", monotonic_secs=1.5)
     assert decode(encode(one)) == one
     assert len(encode(one)) < LARGEST_BYTES
 

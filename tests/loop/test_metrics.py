@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import stores
@@ -180,3 +184,41 @@ def test_the_alerts_use_metrics_and_labels_that_are_there() -> None:
             assert labels[name] == label == "kind" and chosen in ANOMALY_KINDS, expression
         for name in re.findall(rf"(?:increase|rate)\({PREFIX}([a-z_]+)", expression):
             assert name.endswith("_total"), "only a counter has an increase"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_the_metrics_of_one_of_several_stores_that_disappear_are_missed(tmp_path: Path) -> None:
+    def gone(at: str, *summaries: str) -> dict[str, object]:
+        return {
+            "eval_time": at,
+            "alertname": "StorageManagerMetricsGone",
+            "exp_alerts": [
+                {"exp_labels": {"severity": "warning", **labels}, "exp_annotations": {**told, "summary": summary}}
+                for summary, labels in (
+                    (f"The loop on {store or 'any store'} is not seen", {"storage_dir": store} if store else {})
+                    for store in summaries
+                )
+            ],
+        }
+
+    description = re.search(r'description: "(It never ended a cycle.*)"', ALERTS.read_text())
+    assert description is not None
+    told = {"description": description[1]}
+    name = f"{PREFIX}cycles_total"
+    one, other = (f'{name}{{storage_dir="/{store}"}}' for store in "ab")
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": one, "values": "1+0x240"}, {"series": other, "values": "1+0x60 stale"}],
+            "alert_rule_test": [gone("50m"), gone("3h", "/b")],
+        },
+        {
+            "interval": "1m",
+            "input_series": [{"series": "up", "values": "1+0x60"}],
+            "alert_rule_test": [gone("50m", "")],
+        },
+    ]
+    rules = tmp_path / "tests.json"  # JSON is YAML
+    rules.write_text(json.dumps({"rule_files": [str(ALERTS)], "tests": tests}))
+    done = subprocess.run(["promtool", "test", "rules", rules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

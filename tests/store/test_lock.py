@@ -478,9 +478,14 @@ def test_a_lock_file_of_another_user_is_named(
     storage: Path, acquire: Acquire, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     refuse(monkeypatch, "open", code)
-    with pytest.raises((LockUnavailable, StoreError), match=LOCK) as caught:
-        acquire()
-    assert caught.value.exit_code == 1
+    for is_there in (False, True):
+        if is_there:
+            os.mknod(storage / LOCK)
+        with pytest.raises((LockUnavailable, StoreError), match=LOCK) as caught:
+            acquire()
+        assert caught.value.exit_code == 1
+        assert ("another user may have left it" in str(caught.value)) == is_there
+        assert "as the store's owner" in str(caught.value)
 
 
 def test_a_disk_too_full_and_without_directory_locks_is_not_pruned_unlocked(
