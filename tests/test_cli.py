@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loops import Running, sigint_as_usual
+from loops import Running, signals_as_usual
 from stores import (
     ROOT,
     blobs,
@@ -677,7 +677,7 @@ def test_a_signal_in_the_middle_of_a_prune_ends_it_after_committing(
 def test_a_signal_while_metadata_stays_torn_ends_a_reader_at_once(storage: Path) -> None:
     make_store(storage, 3)
     (storage / "metadata.json").write_bytes((storage / "metadata.json").read_bytes()[:-20])
-    with Running(command("list", "--storage-dir", storage), preexec_fn=sigint_as_usual) as tool:
+    with Running(command("list", "--storage-dir", storage), preexec_fn=signals_as_usual) as tool:
         tool.wait_for("storage_manager.command_start")
         asked = time.monotonic()
         tool.send(signal.SIGTERM)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from client import Client
-from loops import Running, sigint_as_usual
+from loops import Running, signals_as_usual
 from stores import blobs, clean_environment, command, event, events, leftovers, make_store, read_entries, run_tool
 
 DAY_SECS = 86_400
@@ -234,7 +234,7 @@ def test_a_signal_at_the_question_ends_it_and_deletes_nothing(
     with Running(
         command("purge", "--age-days", "0", "--storage-dir", storage),
         stdin=subprocess.PIPE,
-        preexec_fn=sigint_as_usual,
+        preexec_fn=signals_as_usual,
     ) as tool:
         assert tool.process.stderr is not None
         shown = b""

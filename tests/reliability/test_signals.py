@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import faults
 import pytest
 from faults import METADATA, Call, Pauses, check, clone, intercepted, made, run_main
-from loops import Running, loop, sigint_as_usual
+from loops import Running, loop, signals_as_usual
 from stores import blobs, clean_environment, command, event, events, leftovers, make_store, read_entries
 
 from storage_manager.base.clock import HANDLED, STOPPING, Clock
@@ -206,7 +206,7 @@ def test_a_signal_at_any_step_of_the_whole_command(
 
 def started_with(signum: signal.Signals, handler: Any) -> Callable[[], None]:
     def prepare() -> None:
-        sigint_as_usual()
+        signals_as_usual()
         signal.signal(signum, handler)
 
     return prepare
@@ -266,7 +266,7 @@ def test_a_signal_while_the_tool_is_imported_does_not_kill_it(
     make_store(storage, 1)
 
     def prepare() -> None:
-        sigint_as_usual()
+        signals_as_usual()
         if disposition == "ignored":
             signal.signal(signum, signal.SIG_IGN)
         elif disposition == "blocked":
@@ -288,7 +288,7 @@ class Terminal:
         self._ours, theirs = pty.openpty()
 
         def lead() -> None:
-            sigint_as_usual()
+            signals_as_usual()
             os.setsid()
             ioctl(0, termios.TIOCSCTTY, 0)
 

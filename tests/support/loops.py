@@ -28,7 +28,7 @@ class Running:
 
     def __init__(self, arguments: list[str], env: dict[str, str] | None = None, **options: Any) -> None:
         self.seen: list[dict[str, Any]] = []
-        options.setdefault("preexec_fn", sigint_as_usual)
+        options.setdefault("preexec_fn", signals_as_usual)
         options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.DEVNULL)
         self.process = subprocess.Popen(arguments, env=clean_environment(env), stderr=subprocess.PIPE, **options)
@@ -78,9 +78,10 @@ class Running:
                 stream.close()
 
 
-def sigint_as_usual() -> None:
-    """A test run in the background has SIGINT ignored, and its children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def signals_as_usual() -> None:
+    """A test run in the background has SIGINT ignored, one under nohup SIGHUP, and its children inherit that."""
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def loop(storage: Path, *arguments: str, **options: Any) -> Running:
