@@ -77,6 +77,8 @@ def _main(arguments: list[str], clock: Clock) -> int:
     log = EventLog(logger)
     if not args.chosen.quiet:
         _ship(logger, log, settings)
+    if args.command == _LOOP and settings.seq is not None:
+        from storage_manager.seq import ingest  # noqa: F401  # later, the archive may be another one
     out = Output(sys.stdout)
     try:
         # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Optional
+import traceback
+from typing import Any, Optional
 
 from storage_manager.base.strict_json import compact, may_have_surrogates, sayable
 from storage_manager.base.text import printable
@@ -28,6 +29,14 @@ class JsonFormatter(logging.Formatter):
         if line is None:
             line = record.clef = self._line(record)
         return line
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback; without its source lines where those cannot be read any more."""
+        try:
+            return super().formatException(ei)
+        except Exception:  # noqa: BLE001  # an archive that was truncated while it runs: EOFError, UnicodeDecodeError
+            places = (f"{frame.f_code.co_filename}:{line}" for frame, line in traceback.walk_tb(ei[2]))
+            return "\n".join([*places, *traceback.format_exception_only(ei[0], ei[1])]).rstrip()
 
     def _line(self, record: logging.LogRecord) -> str:
         message = record.getMessage()

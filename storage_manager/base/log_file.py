@@ -77,7 +77,9 @@ class LogFile(LineHandler):
 
     A file that was removed is created again with the next line; one that was renamed or replaced is left within a
     second. Where no new file can be opened, lines go on to the old one for as long as that has a name; then they are
-    dropped and counted. Creating it raises OSError, and ValueError for a path that cannot be one.
+    dropped and counted. A symbolic link is followed only if root or this user owns it: whoever else may put one there
+    would choose which file is written. Not promised: that nobody swaps a link of ours in the moment of opening it.
+    Creating it raises OSError, and ValueError for a path that cannot be one.
     """
 
     def __init__(self, path: str, most_bytes: int, backups: int) -> None:
@@ -138,7 +140,16 @@ class LogFile(LineHandler):
         self._replace(self._open())
 
     def _open(self) -> int:
-        fd = os.open(self._path, _OPEN, 0o666)
+        try:
+            fd = os.open(self._path, _OPEN | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            owner = os.lstat(self._path).st_uid
+            if owner not in (0, os.geteuid()):
+                why = f"it is a symbolic link of user {owner}; only one of root or of this user is followed"
+                raise OSError(errno.ELOOP, why) from None
+            fd = os.open(self._path, _OPEN, 0o666)
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)

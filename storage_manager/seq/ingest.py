@@ -10,6 +10,7 @@ Imported by the thread that ships: what it needs costs more to import than the r
 from __future__ import annotations
 
 import base64
+import encodings.idna  # noqa: F401  # imported otherwise when the first name is looked up
 import functools
 import http.client
 import io

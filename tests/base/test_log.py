@@ -664,6 +664,68 @@ def test_where_no_new_file_can_be_opened_lines_are_kept_or_counted(
     assert again["number"] == 4
 
 
+@pytest.fixture
+def somebody_elses_link(tmp_path: Path) -> Callable[[Path], Path]:
+    """Puts a link of another user at a name; returns the file that it leads to, which is root's."""
+    victim = tmp_path / "victim"
+
+    def put(log: Path) -> Path:
+        victim.write_text("precious")
+        log.symlink_to(victim)
+        try:
+            os.lchown(log, 65534, 65534)
+        except PermissionError:
+            pytest.skip("only root can give a link away")
+        return victim
+
+    return put
+
+
+@pytest.mark.parametrize("words", [("list",), ("run-loop", "--once"), ("list", "--frobnicate")])
+def test_a_log_file_is_not_reached_through_somebody_elses_link(
+    storage: Path, tmp_path: Path, somebody_elses_link: Callable[[Path], Path], words: tuple[str, ...]
+) -> None:
+    make_store(storage, 1)
+    victim = somebody_elses_link(tmp_path / "log")
+    done = run_tool(*words, "--storage-dir", storage, env={"GOFR_DIG_LOG_FILE": str(tmp_path / "log")})
+    assert victim.read_text() == "precious"
+    if "--frobnicate" not in words:  # wrong usage is told before any setting is
+        assert done.returncode == 0
+        assert "symbolic link of user 65534" in event(done.stderr, "housekeeper.invalid_env")["@m"]
+
+
+def test_a_link_of_our_own_is_followed(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to(tmp_path / "elsewhere")
+    assert add_log_file(recorder.logger, str(tmp_path / "log")) is None
+    recorder.log.info("storage_manager.test", "through the link")
+    close_logger(recorder.logger)
+    assert len(events((tmp_path / "elsewhere").read_text())) == 1
+
+
+@pytest.mark.parametrize("happened", [renamed, removed], ids=["the old file has a name", "the old file is gone"])
+def test_a_name_that_becomes_somebody_elses_link_is_not_followed(
+    recorder: Recorder,
+    tmp_path: Path,
+    somebody_elses_link: Callable[[Path], Path],
+    happened: Callable[[Path], None],
+) -> None:
+    log = tmp_path / "logs" / "log"
+    log.parent.mkdir()
+    assert add_log_file(recorder.logger, str(log)) is None
+    happened(log)
+    victim = somebody_elses_link(log)
+    recorder.log.reopen()
+    recorder.log.info("storage_manager.test", "not into the victim", number=1)
+    log.unlink()
+    recorder.log.reopen()
+    recorder.log.info("storage_manager.test", "again", number=2)
+    close_logger(recorder.logger)
+    assert victim.read_text() == "precious"
+    assert logged(log.parent) == ([1, 2] if happened is renamed else [2])
+    dropped_counts = [item.get("dropped_count") for item in events(log.read_text())]
+    assert dropped_counts == ([None] if happened is renamed else [1, None])
+
+
 def test_two_processes_that_rotate_one_file_push_out_no_more_than_one_would(
     recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

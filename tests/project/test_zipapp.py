@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stores import ROOT, blobs, clean_environment, event, make_store, read_entries, run_tool
+from stores import ROOT, blobs, clean_environment, event, events, make_store, read_entries, run_command, run_tool
 
 from storage_manager import __version__
 
@@ -264,6 +264,97 @@ def test_the_precompiled_archive_works_on_any_supported_python(precompiled: Path
     assert done.returncode == 0, done.stderr
     assert event(done.stderr, "storage_manager.prune.summary")["deleted_count"] == 3
     assert set(read_entries(storage)) == set(guids[3:])
+
+
+# Replaced while the loop runs
+
+LOOP_THAT_LOSES_ITS_ARCHIVE = """
+import os, signal, sys
+archive, store, damage = sys.argv[1:]
+sys.path.insert(0, archive)
+from storage_manager import cli
+from storage_manager.loop import housekeeper
+
+late, steps = [], []
+sys.addaudithook(lambda name, args: late.append(args[0]) if name == "import" and steps else None)
+
+def lose_the_archive():
+    if damage == "removed":
+        os.unlink(archive)
+    elif damage == "truncated":
+        os.truncate(archive, 0)
+    elif damage == "overwritten":
+        size = os.path.getsize(archive)
+        with open(archive, "wb") as file:
+            file.write(bytes([255]) * size)
+    elif damage == "updated":  # the same places, other contents
+        with open(archive, "rb") as file:
+            data = file.read()
+        with open(archive + ".new", "wb") as file:
+            file.write(data.replace(b"def ", bytes([255]) * 4))
+        os.rename(archive + ".new", archive)
+
+def metadata_is_gone():
+    os.rename(store + "/metadata.json", store + "/elsewhere")
+
+def store_is_missing():
+    os.rename(store + "/elsewhere", store + "/metadata.json")
+    os.rename(store, store + ".aside")
+
+def a_fault_of_ours():
+    os.rename(store + ".aside", store)
+    housekeeper.run = None
+
+def log_reopened():
+    housekeeper.run = run
+    os.kill(os.getpid(), signal.SIGHUP)
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+left = [lose_the_archive, metadata_is_gone, store_is_missing, a_fault_of_ours, log_reopened, stop]
+run, cycle = housekeeper.run, housekeeper._cycle
+
+def stepped(*arguments):
+    steps.append(left.pop(0))
+    steps[-1]()
+    if left:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return cycle(*arguments)
+
+housekeeper._cycle = stepped
+exit_code = cli.main(["run-loop", "--storage-dir", store])
+print(late, [step.__name__ for step in left])
+sys.exit(exit_code)
+"""
+
+
+@pytest.mark.parametrize("damage", ["untouched", "removed", "truncated", "overwritten", "updated"])
+def test_a_loop_whose_archive_is_replaced_goes_on_and_imports_nothing_more(
+    archive: Path, storage: Path, tmp_path: Path, damage: str
+) -> None:
+    make_store(storage, 5, size=1000)
+    copy = shutil.copy(archive, tmp_path / "running.pyz")
+    env = {
+        "PYTHONPATH": "",
+        "GOFR_DIG_LOG_FILE": str(tmp_path / "log"),
+        "GOFR_DIG_MAX_STORAGE_MB": "2000B",
+        "GOFR_DIG_METRICS_FILE": str(tmp_path / "loop.prom"),
+        "GOFR_DIG_SEQ_URL": "http://localhost:9",
+        "NOTIFY_SOCKET": str(tmp_path / "nobody"),
+    }
+    words = [sys.executable, "-c", LOOP_THAT_LOSES_ITS_ARCHIVE, str(copy), str(storage), damage]
+    done = run_command(words, env, cwd=ROOT.anchor)
+    assert (done.returncode, done.stdout) == (0, "[] []\n"), done.stderr
+    assert "Traceback" not in "".join(line for line in done.stderr.splitlines() if not line.startswith("{"))
+    for text in (done.stderr, (tmp_path / "log").read_text()):
+        found = [item["event"] for item in events(text) if ".seq." not in item["event"]]
+        assert found.count("storage_manager.prune.deleted") == 3
+        assert found.count("housekeeper.cycle_nonzero") == 2
+        failed = event(text, "housekeeper.cycle_failed")
+        assert "TypeError" in failed["@x"] and "housekeeper.py" in failed["@x"]
+        assert "housekeeper.log_reopened" in found and "storage_manager.log_dropped" not in found
+        assert "internal error" not in text and found[-2:] == ["housekeeper.stopping", "storage_manager.command_end"]
 
 
 # Pythons that are too old
