@@ -4,6 +4,7 @@
     check   a check with nothing to do    floor: json.load, and scandir with lstat, in a bare Python
     prune   half of the sessions go       floor: find | sort | head | xargs rm of the same number of files
     scale   cost of ten times as many     floor: the cost of the smaller store
+    client  prunes beside a client that saves without a pause, and what that costs the client; with --client
 
 The two of a pair run in turn. Where a run changes the store, the store is written anew before it. The median counts.
 Peak memory is the largest resident set of the process. This script judges nothing, and no test uses it.
@@ -14,6 +15,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,12 +42,55 @@ FLOOR_PRUNE = (
     '| sort -n | head -n "$2" | cut -d" " -f2 | xargs rm -f'
 )
 
+CLIENT_SIZES = (30, 300, 3_000, 30_000)
+CLIENT_PRUNES = 8
+
+# How the service saves a session: blob, read all, write all; where nobody prunes, it keeps that many entries. Prints
+# how long it took, how many entries there were, and which session it was.
+CLIENT = """
+import json, os, signal, sys, time, uuid
+from datetime import datetime
+os.chdir(sys.argv[1])
+stopping = []
+signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+while not stopping:
+    start, guid = time.monotonic(), str(uuid.uuid4())
+    with open(guid + ".json", "wb") as blob:
+        blob.write(b"x" * 1024)
+    try:
+        with open("metadata.json") as file:
+            entries = json.load(file)
+    except ValueError:
+        entries = {}
+    entries[guid] = {"format": "json", "size": 1024, "created_at": datetime.utcnow().isoformat(), "group": "client"}
+    while len(entries) > int(sys.argv[3]):
+        del entries[next(iter(entries))]
+    with open("metadata.json", "w") as file:
+        json.dump(entries, file, indent=2)
+    print(time.monotonic() - start, len(entries), guid, flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+# The tool on a disk that takes so many seconds longer for an fsync.
+SLOW_DISK = """
+import os, runpy, sys, time
+secs, fsync = float(sys.argv[1]), os.fsync
+def slow_fsync(fd):
+    fsync(fd)
+    time.sleep(secs)
+os.fsync = slow_fsync
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def main():
     parser = argparse.ArgumentParser(description="Benchmark storage_manager against floors of the same run.")
     parser.add_argument("--sessions", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scale", action="store_true", help="also measure ten times as many sessions")
+    parser.add_argument("--client", action="store_true", help="only measure prunes beside a busy client")
+    parser.add_argument("--pause", type=float, default=0.0, help="of that client between two saves, in ms")
     parser.add_argument("--directory", help="where the stores are made (default: the temporary directory)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.directory) as scratch:
@@ -53,6 +98,11 @@ def main():
         archive = scratch / "storage_manager.pyz"
         build = [sys.executable, ROOT / "build_zipapp.py", "--precompile", "--output", archive]
         subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        if args.client:
+            for fsync_ms in (0.2, 10.0):
+                for sessions in CLIENT_SIZES:
+                    client_benchmark(scratch, archive, sessions, fsync_ms, args.pause)
+            return
         print(f"Python {sys.version.split()[0]}, {args.sessions:,} sessions, median of {args.runs} runs")
         check = check_benchmark(scratch, archive, args.sessions, args.runs)
         prune = prune_benchmark(scratch, archive, args.sessions, args.runs)
@@ -98,6 +148,56 @@ def prune_benchmark(scratch, archive, sessions, runs):
             assert left == sessions // 2, f"{left} blobs left"
             shutil.rmtree(store)
     return shown(f"prune {sessions:,}", ours, floors, peaks)
+
+
+def client_benchmark(scratch, archive, sessions, fsync_ms, pause_ms):
+    store, trail = scratch / "store", scratch / "trail"
+    make_store(store, sessions)
+    limit = f"{sessions * 3 // 4 * BLOB_BYTES}B"
+    tool = [sys.executable, "-W", "ignore", "-c", SLOW_DISK, str(fsync_ms / 1000), archive, "--storage-dir", store]
+    client = [sys.executable, "-W", "ignore", "-c", CLIENT, store, str(pause_ms / 1000)]
+    prunes, codes, deferred, deleted = [], [], 0, set()
+    with open(trail, "w+") as saves:
+        process = subprocess.Popen([*client, str(10**9)], stdout=saves)
+        for _ in range(CLIENT_PRUNES):
+            time.sleep(1)
+            start = time.monotonic()
+            done = subprocess.run([*tool, "prune-size", "--max-mb", limit], capture_output=True, text=True)
+            prunes.append(time.monotonic() - start)
+            codes.append(done.returncode)
+            events = [json.loads(line) for line in done.stderr.splitlines()]
+            deferred += any(event["event"] == "storage_manager.commit_deferred" for event in events)
+            deleted |= {event["guid"] for event in events if event["event"].endswith(".deleted")}
+        beside = stop(process, saves)
+    # With nobody about: what was put off is done now.
+    subprocess.run([*tool, "prune-size", "--max-mb", "1P"], check=True, capture_output=True)
+    entries = json.loads((store / "metadata.json").read_text())
+    lost = sum(guid not in entries for _, _, guid in beside if guid not in deleted)
+    dangling = sum(guid in entries for guid in deleted)
+    shutil.rmtree(store)
+    entry_count = median([count for _, count, _ in beside])
+    make_store(store, entry_count)
+    with open(trail, "w+") as saves:
+        process = subprocess.Popen([*client, str(entry_count)], stdout=saves)
+        time.sleep(sum(prunes) + CLIENT_PRUNES)
+        alone = stop(process, saves)
+    shutil.rmtree(store)
+    beside, alone = ([1000 * secs for secs, _, _ in saved] for saved in (beside, alone))
+    print(
+        f"client {sessions:<7,} fsync {fsync_ms:4.1f} ms, pause {pause_ms:2.0f} ms   prune {median(prunes):5.2f} s, "
+        f"worst {max(prunes):5.2f} s, exit codes {sorted(set(codes))}, {deferred} of {CLIENT_PRUNES} deferred, "
+        f"{lost} lost, {dangling} dangling   save {median(beside):6.1f} ms, worst {max(beside):6.1f} ms; without us "
+        f"{median(alone):6.1f} and {max(alone):6.1f} ms",
+        flush=True,
+    )
+
+
+def stop(process, saves):
+    """What the client has printed by the end of its last save."""
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    saves.seek(0)
+    return [(float(secs), int(count), guid) for secs, count, guid in map(str.split, saves)]
 
 
 def measured(command):

@@ -174,6 +174,11 @@ class Patience:
                 return True
         return now >= self._deadline
 
+    @property
+    def left_secs(self) -> float:
+        """Without a stop signal."""
+        return max(0.0, self._deadline - self._clock.monotonic())
+
     def pause(self, secs: float) -> None:
         self._clock.progress()
         self._clock.pause(secs)

@@ -86,6 +86,10 @@ class MetadataCorrupt(StorageManagerError):
         self.remedy = remedy
 
 
+class MetadataBusy(MetadataCorrupt):
+    """metadata.json was written again and again, and never whole for long enough to be read."""
+
+
 class ListingIncomplete(StorageManagerError):
     """The directory listing lacks files that exist: nothing that follows from it may be believed."""
 
@@ -130,7 +134,7 @@ class BlobsMissing(StorageManagerError):
 
 
 class CommitContended(StorageManagerError):
-    """metadata.json changed under every attempt to commit. The entries stay, dangling; nothing is lost."""
+    """metadata.json changed under every attempt to commit, or was never whole. Nothing is lost by it."""
 
 
 class LimitNotSet(StorageManagerError):

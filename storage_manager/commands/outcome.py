@@ -78,6 +78,7 @@ def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:
         "deleted_count": outcome.deleted_count,
         "freed_bytes": outcome.freed_bytes,
         "swept_count": outcome.swept_count,
+        "deferred_count": outcome.deferred_count,
         "failed_count": len(outcome.failed),
         "exit_code": outcome.exit_code,
         "plan": [

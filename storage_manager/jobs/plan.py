@@ -106,6 +106,10 @@ class Outcome(NamedTuple):
     exit_code: int
     changed: frozenset[str] = frozenset()
     """The names of the blobs that stay because they were saved again after the plan was made."""
+    returned_count: int = 0
+    """Of those swept, what the cycle before had swept, too."""
+    deferred_count: int = 0
+    """Entries without blobs that wait for the next run, because the client left no moment for a commit."""
 
 
 def unmet(plan: Plan, final_bytes: int) -> str:
@@ -131,4 +135,7 @@ def sentence(outcome: Outcome) -> str:
         text += f"; {counted(len(outcome.failed), 'blob')} could not be deleted"
     if outcome.changed:
         text += f"; {counted(len(outcome.changed), outcome.plan.noun)} saved again in the meantime"
+    if outcome.deferred_count:
+        waits = "waits" if outcome.deferred_count == 1 else "wait"
+        text += f"; {counted(outcome.deferred_count, 'entry')} {waits} for a quieter moment of the service"
     return text

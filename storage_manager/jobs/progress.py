@@ -17,7 +17,8 @@ from storage_manager.store.survey import Totals
 class Progress:
     """What a run has seen and done so far: it must be known whatever ends the run."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Optional[Progress] = None) -> None:
+        """`before` is that of the cycle before, of the same loop."""
         self.findings: Optional[Totals] = None
         self.uncommitted: set[str] = set()
         """Sessions whose blob is gone, and whose entry is still there."""
@@ -29,11 +30,33 @@ class Progress:
         """Victims that were saved again in the meantime, and are none any more."""
         self.failed: set[str] = set()
         self.swept_count = 0
+        self.deferred: set[str] = set()
+        """Entries without blobs that wait for the next run, because the client left no moment for a commit."""
+        self.deferrals = 0
+        """Cycles in a row that had to leave some."""
+        self.swept: set[str] = set()
+        self.returned_count = 0
+        """Entries among those swept that the cycle before had swept, too, and the client has brought back since."""
+        self.deferred_before: set[str] = before.deferred if before is not None else set()
+        self._swept_before: set[str] = before.swept if before is not None else set()
+        self._deferrals_before = before.deferrals if before is not None else 0
         self.removed_count = 0
         """Files of unfinished metadata."""
         self.noun = "session"
         self.sentence: Optional[str] = None
         """What came of it all, once that is known."""
+
+    def defer(self, guids: Iterable[str]) -> None:
+        self.deferred.update(guids)
+        self.deferrals = self._deferrals_before + 1
+
+    def sweep(self, guid: str) -> bool:
+        """Count an entry. Whether it is news, or one that the client has brought back."""
+        self.swept_count += 1
+        self.swept.add(guid)
+        is_news = guid not in self._swept_before
+        self.returned_count += not is_news
+        return is_news
 
     @property
     def nothing_done(self) -> bool:
@@ -113,16 +136,16 @@ def _facts(storage_dir: str, progress: Progress, exit_code: int) -> dict[str, ob
 
 
 def report_swept(sweeper: str, swept: Iterable[Session], progress: Progress, log: EventLog) -> None:
-    """One event for each dangling entry that a commit has removed.
+    """One event for each dangling entry that a commit has removed, unless the cycle before had removed it, too.
 
     The run that deleted its blob may have been killed before it said so.
     """
     for session in swept:
-        progress.swept_count += 1
-        log.info(
-            f"storage_manager.{sweeper}.swept",
-            f"removed the dangling entry of {session.blob_name}",
-            guid=session.guid,
-            created_at=utc_text(session.created_at),
-            group=session.group,
-        )
+        if progress.sweep(session.guid):
+            log.info(
+                f"storage_manager.{sweeper}.swept",
+                f"removed the dangling entry of {session.blob_name}",
+                guid=session.guid,
+                created_at=utc_text(session.created_at),
+                group=session.group,
+            )

@@ -16,6 +16,7 @@ from storage_manager.base.errors import (
     EXIT_FAILED,
     EXIT_OK,
     BlobsMissing,
+    CommitContended,
     LockLost,
     StoreError,
     describe_errno,
@@ -28,13 +29,19 @@ from storage_manager.jobs.plan import Outcome, Plan, sentence, unmet
 from storage_manager.jobs.policy import blobs_are_missing
 from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.store.inventory import mark
-from storage_manager.store.locked import LockedStore, locked_store
+from storage_manager.store.locked import LockedStore, locked_store, report_deferred
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings, report_unknown_group, take_snapshot
 
 # A long prune commits this often, so that a crash leaves few dangling entries, and a client that lists the
 # sessions does not see deleted ones for long.
 COMMIT_EVERY_SECS = 5.0
+
+# For the first commit of a run, which shows whether one is possible; contention is not what it looks for.
+TRIAL_PATIENCE_SECS = 1.0
+
+# A client that is busy for a while is nothing to be told of; one that is for that many cycles has a store that grows.
+DEFERRALS_TO_WARN_OF = 3
 
 
 class Job(NamedTuple):
@@ -139,6 +146,8 @@ class _Run:
             final_bytes=plan.current_bytes - progress.gone_bytes,
             exit_code=exit_code,
             changed=frozenset(progress.changed),
+            deferred_count=len(progress.deferred),
+            returned_count=progress.returned_count,
         )
         _report_end(job, outcome, facts, clock.monotonic() - started, self._log)
         progress.sentence = sentence(outcome)
@@ -152,6 +161,10 @@ class _Run:
             self._progress.findings = report_findings(snapshot, job.storage_dir, self._log)
             _require_blobs(job, snapshot)
             plan = job.planner(snapshot, clock.now())
+            waiting = self._progress.deferred_before.difference(session.guid for session in plan.swept)
+            if waiting:
+                left = [session for session in snapshot.dangling if session.guid in waiting]
+                plan = plan._replace(swept=[*plan.swept, *left])
             facts = _report_check(job, snapshot, plan, self._log)
             if plan.victims:
                 self._marks = array("q", sorted(snapshot.marks))
@@ -173,7 +186,7 @@ class _Run:
         if self._swept and plan.victims and not clock.stopping:
             # An earlier run may have deleted these and not been able to commit. If that has not passed, nothing more is
             # deleted. A full disk is another matter: deleting makes room; a quota is not certain to be the blobs', too.
-            locked.try_remove_entries((), self._swept, self._entries_gone, put_off=(ENOSPC,))
+            locked.try_remove_entries((), self._swept, self._entries_gone, (ENOSPC,), TRIAL_PATIENCE_SECS)
         committed_at = clock.monotonic()
         try:
             for session in plan.victims:
@@ -198,7 +211,14 @@ class _Run:
             raise
         swept = () if lost or clock.stopping else self._swept
         if progress.uncommitted or swept:
-            locked.remove_entries(progress.uncommitted, swept, self._entries_gone)
+            try:
+                locked.remove_entries(progress.uncommitted, swept, self._entries_gone)
+            except CommitContended as error:
+                progress.defer((*progress.uncommitted, *swept))
+                lasts = progress.deferrals >= DEFERRALS_TO_WARN_OF
+                report_deferred(
+                    error, "the next run goes on", len(progress.deferred), self._job.storage_dir, self._log, lasts
+                )
         if lost is not None:
             raise lost
 
@@ -334,8 +354,10 @@ def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: floa
         freed_bytes=outcome.freed_bytes,
         freed_mb=quantity.megabytes(outcome.freed_bytes),
         swept_count=outcome.swept_count,
+        returned_count=outcome.returned_count,
         failed_count=len(outcome.failed),
         changed_count=len(outcome.changed),
+        deferred_count=outcome.deferred_count,
         final_bytes=outcome.final_bytes,
         final_mb=quantity.megabytes(outcome.final_bytes),
         exit_code=outcome.exit_code,

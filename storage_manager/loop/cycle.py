@@ -34,7 +34,7 @@ def left_behind(progress: Progress) -> Optional[Totals]:
         return None
     totals = dict(found.anomaly_totals)
     count, size_bytes = totals.get(DANGLING, (0, 0))
-    totals[DANGLING] = (max(0, count - progress.swept_count), size_bytes)
+    totals[DANGLING] = (max(0, count - progress.swept_count) + len(progress.uncommitted), size_bytes)
     return found._replace(
         usage_bytes=max(0, found.usage_bytes - progress.gone_bytes),
         session_count=max(0, found.session_count - progress.gone_count),

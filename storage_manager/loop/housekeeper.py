@@ -75,13 +75,14 @@ def _turns(
     only_plan: bool,
     max_failures: Optional[int],
 ) -> int:
+    progress: Optional[Progress] = None
     while True:
         started = clock.monotonic()
         clock.wake_requested = False
         log.begin_run()
         settings, fallbacks = load()
         report_fallbacks(fallbacks + status.cycle_started(settings), log)
-        progress = Progress()
+        progress = Progress(progress)
         ending = _cycle(settings, status.seen, clock, log, only_plan, progress)
         status.cycle_ended(settings, ending, progress, max(0.0, clock.monotonic() - started))
         if once:

@@ -40,6 +40,7 @@ METRICS = (
     Metric("sessions", GAUGE, "Healthy sessions in the store after that cycle."),
     Metric("anomalies", GAUGE, "What was found besides healthy sessions, by kind.", "kind"),
     Metric("anomaly_bytes", GAUGE, "What the anomalies of a kind hold.", "kind"),
+    Metric("deferred_entries", GAUGE, "Entries without blobs that wait until the client leaves a moment for a commit."),
     Metric("misplaced", GAUGE, "1 when the directory was empty and had a store right below it: the wrong directory."),
     Metric("interval_seconds", GAUGE, "From the beginning of one cycle to the next."),
     Metric("last_run_timestamp_seconds", GAUGE, "When the last cycle ended."),
@@ -79,10 +80,11 @@ class Metrics:
         self._add("deleted_sessions_total", count)
         self._add("freed_bytes_total", size_bytes)
 
-    def sight(self, left: Totals) -> None:
+    def sight(self, left: Totals, deferred_count: int = 0) -> None:
         """What a cycle left in the store."""
         self._set("usage_bytes", left.usage_bytes)
         self._set("sessions", left.session_count)
+        self._set("deferred_entries", deferred_count)
         self._set("misplaced", bool(left.suggested_dirs))
         for kind in ANOMALY_KINDS:
             count, size_bytes = left.anomaly_totals.get(kind, (0, 0))

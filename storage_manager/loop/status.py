@@ -117,7 +117,7 @@ class LoopStatus:
             self._metrics.add_deleted(done.deleted_count, done.freed_bytes)
         self._metrics.configure(settings.max_storage_bytes, settings.interval_secs)
         if left is not None:
-            self._metrics.sight(left)
+            self._metrics.sight(left, len(progress.deferred))
             seen = sight(settings.storage_dir, left.session_count)
             self._heartbeat = self._heartbeat._replace(store=seen or self._heartbeat.store)
         if not ending.interrupted:

@@ -32,6 +32,9 @@ _SMALL_WINDOW_BYTES = 1 << 12
 _BATCH_BYTES = 1 << 17
 _ENTRY_END = b"\n  },"
 
+# A text that may be kept in memory for the sake of speed.
+_SMALL_BYTES = 4 << 20
+
 # An integer longer than this is no size of anything, and converting a huge one takes quadratic time.
 _LONGEST_INTEGER = 32
 Visitor = Callable[[str, Any], None]
@@ -47,6 +50,8 @@ class Fingerprint(NamedTuple):
     keys: Sequence[str]
     lengths: Sequence[int]
     hashes: Sequence[int]
+    document: Optional[Document] = None
+    """The text after all, where it is small: a version with a few members more is then recognised at a glance."""
 
 
 class Document:
@@ -71,8 +76,11 @@ class Document:
         piece = self.piece(index)
         return _member(piece.decode(), 0)[1]
 
-    def fingerprint(self, without: Collection[str] = ()) -> Fingerprint:
-        """What a later version of this document is compared with; `without` names keys that will be gone."""
+    def fingerprint(self, without: Collection[str] = (), is_current: bool = False) -> Fingerprint:
+        """What a later version of this document is compared with; the keys of `without` shall be unknown to it.
+
+        `is_current`: the next version will be one of this text.
+        """
         keys: list[str] = []
         lengths, hashes = array("q"), array("q")
         data = self.data
@@ -83,7 +91,11 @@ class Document:
             # Only an object says by itself where it ends; anything else is read again each time.
             lengths.append(end - start if data[end - 1 : end] == _CLOSE else 0)
             hashes.append(hash(data[start:end]))
-        return Fingerprint(keys, lengths, hashes)
+        document = None
+        if is_current and self.keys and len(data) <= _SMALL_BYTES:
+            fresh = [index for index, key in enumerate(self.keys) if key in without]
+            document = Document(data, self.keys, self._starts, self._ends, self._body, fresh)
+        return Fingerprint(keys, lengths, hashes, document)
 
     def rendered(self, drop: Collection[str], replace: Mapping[str, bytes], add: Sequence[bytes]) -> Iterator[bytes]:
         """The document's text without `drop`, with the pieces of `replace` exchanged and `add` at the end."""
@@ -227,8 +239,11 @@ def reparse(data: bytes, known: Fingerprint) -> Document:
     """
     if not data.isascii():
         _require_utf8(data)
+    longer = _longer(data, known.document) if known.document is not None else None
+    if longer is not None:
+        return longer
     body, pos, done = _opening(data)
-    known_keys, lengths, hashes = known
+    known_keys, lengths, hashes, _ = known
     count = len(known_keys)
     index: dict[str, int] = {}
     pieces: set[tuple[str, int]] = set()
@@ -267,6 +282,27 @@ def reparse(data: bytes, known: Fingerprint) -> Document:
         ends.append(end)
     _require_end(data, pos)
     return Document(data, keys, starts, ends, body, fresh)
+
+
+def _longer(data: bytes, shorter: Document) -> Optional[Document]:
+    """`data` as `shorter` with more members behind its last; None when it is anything else. Raises NotJson."""
+    known_end = shorter._ends[-1]
+    if shorter.data[known_end - 1 : known_end] != _CLOSE or data[:known_end] != shorter.data[:known_end]:
+        return None
+    match = _NEXT_BYTES(data, known_end)
+    if match is None:
+        return None
+    pos, done = match.end(), match.group(1) == _CLOSE
+    keys, starts, ends = shorter.keys[:], shorter._starts[:], shorter._ends[:]
+    while not done:
+        start = pos
+        key, end, pos, done = _member_at(data, start)
+        keys.append(key)
+        starts.append(start)
+        ends.append(end)
+    _require_end(data, pos)
+    fresh = [*shorter.fresh, *range(len(shorter.keys), len(keys))]
+    return Document(data, keys, starts, ends, shorter._body, fresh)
 
 
 def _member_at(data: bytes, start: int) -> tuple[str, int, int, bool]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
+from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StoreError
 from storage_manager.store.directory import Store
 from storage_manager.store.document import Document
 from storage_manager.store.entry import blob_name
 from storage_manager.store.names import is_guid
+
+# For how long a blob that was looked up is known to be absent. A commit beside a busy client takes many attempts, which
+# have to be quick, and looking up thousands of blobs is not.
+LOOK_UP_LASTS_SECS = 1.0
 
 
 class Edit(NamedTuple):
@@ -30,18 +35,26 @@ class Removal:
     An entry that somebody changed meanwhile stays unless its blob is certainly gone: it may be another session.
     """
 
-    def __init__(self, store: Store, deleted: Collection[str], swept: Collection[str]) -> None:
+    def __init__(self, store: Store, clock: Clock, deleted: Collection[str], swept: Collection[str]) -> None:
         self._store = store
-        self._deleted = deleted
-        self._swept = swept
+        self._clock = clock
+        self._deleted = frozenset(deleted)
+        self._swept = frozenset(swept)
+        self._missed: frozenset[str] = frozenset()
+        """Dangling entries whose blob was looked up less than LOOK_UP_LASTS_SECS ago, and was not there."""
+        self._missed_at = clock.monotonic()
         self.gone: set[str] = set()
         """The dangling entries that the last edit drops."""
 
     def __call__(self, current: Document) -> Optional[Edit]:
         """Raises StoreError where a blob can neither be seen nor certainly be missed."""
-        drop = {key for key in current.keys if key in self._deleted}
-        dangling = {key for key in current.keys if key in self._swept}
-        unsure = dangling.union(drop.intersection(current.keys[index] for index in current.fresh))
+        drop = set(self._deleted.intersection(current.keys))
+        dangling = set(self._swept.intersection(current.keys))
+        changed = {current.keys[index] for index in current.fresh}
+        now = self._clock.monotonic()
+        if now - self._missed_at >= LOOK_UP_LASTS_SECS:
+            self._missed = frozenset()
+        unsure = (dangling - self._missed) | ((drop | dangling) & changed)
         if unsure:
             on_disk = self._store.guids_on_disk()  # also under names that no entry can have
             present = {
@@ -51,6 +64,8 @@ class Removal:
             }
             dangling -= present
             drop -= present
+            self._missed_at = now if not self._missed else self._missed_at
+            self._missed = self._missed.union(dangling)
         self.gone = dangling
         drop |= dangling
         return Edit(drop=drop) if drop else None

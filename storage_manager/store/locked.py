@@ -17,7 +17,8 @@ from storage_manager.base.errors import (
     failing_as,
 )
 from storage_manager.base.log import EventLog
-from storage_manager.store.commit import COMMIT_PATIENCE_SECS, MEANWHILE_PATIENCE_SECS, Committer
+from storage_manager.base.quantity import counted
+from storage_manager.store.commit import COMMIT_PATIENCE_SECS, COMMIT_PATIENCE_SECS_PER_BYTE, Committer
 from storage_manager.store.directory import Store, open_store
 from storage_manager.store.document import Fingerprint, parse
 from storage_manager.store.draft import DISK_FULL
@@ -48,6 +49,7 @@ class LockedStore:
         self._log = log
         self._known: Optional[Fingerprint] = None
         self._unread: Optional[StoreError] = None
+        self._size_bytes = 0
 
     def look(self) -> tuple[Snapshot, Optional[Reading]]:
         """A look at the store, after merging what writers that seemed dead have finished after all.
@@ -87,15 +89,21 @@ class LockedStore:
         """Make sure, before the first deletion, that entries can be removed. Raises like Committer.prepare()."""
         self._committer.prepare(reading, blob_name)
         self._known = parse(reading.data).fingerprint()
+        self._size_bytes = len(reading.data)
 
-    def remove_entries(
-        self, deleted: Collection[str], swept: Collection[str], tell: Tell, patience_secs: float = COMMIT_PATIENCE_SECS
-    ) -> None:
+    def remove_entries(self, deleted: Collection[str], swept: Collection[str], tell: Tell) -> None:
         """Remove the entries of deleted blobs, and dangling ones. Raises like commit(), and StoreGone.
 
         `tell` is called once they are gone, also when something fails after that, with the dangling ones that went.
         """
-        removal = Removal(self.store, deleted, swept)
+        self._remove_entries(
+            deleted, swept, tell, COMMIT_PATIENCE_SECS + self._size_bytes * COMMIT_PATIENCE_SECS_PER_BYTE
+        )
+
+    def _remove_entries(
+        self, deleted: Collection[str], swept: Collection[str], tell: Tell, patience_secs: float
+    ) -> None:
+        removal = Removal(self.store, self._clock, deleted, swept)
         try:
             self._known = self._committer.commit(removal, self._known, patience_secs) or self._known
         except StorageManagerError as error:
@@ -106,21 +114,26 @@ class LockedStore:
         tell(removal.gone)
 
     def try_remove_entries(
-        self, deleted: Collection[str], swept: Collection[str], tell: Tell, put_off: Collection[int] = DISK_FULL
+        self,
+        deleted: Collection[str],
+        swept: Collection[str],
+        tell: Tell,
+        put_off: Collection[int] = DISK_FULL,
+        patience_secs: float = COMMIT_PATIENCE_SECS,
     ) -> None:
         """Like remove_entries(), where it can be put off.
 
         A client that is busy or stuck, or an errno of `put_off`, such as a full disk, only means that the next commit
-        has more to do.
+        has more to do. A large store gets no more time than a small one: deleting on is worth more than waiting.
         """
         try:
-            self.remove_entries(deleted, swept, tell, MEANWHILE_PATIENCE_SECS)
+            self._remove_entries(deleted, swept, tell, patience_secs)
         except (CommitContended, MetadataCorrupt, StoreError) as error:
             if isinstance(error, StoreError) and (error.committed or error.errno not in put_off):
                 raise
-            error.add("trying again later")
             error.remedy = ""
-            self._log.warning("storage_manager.commit_deferred", str(error), **error.fields)
+            is_disk = isinstance(error, StoreError)
+            report_deferred(error, "trying again later", len(deleted) + len(swept), self.store.path, self._log, is_disk)
 
     def add_entries(self, text: bytes) -> bool:
         """Add those entries of a metadata.json that are lacking here. Like recovery.add_entries()."""
@@ -166,6 +179,21 @@ def locked_store(
                 finally:
                     committer.close()
         clock.check()
+
+
+def report_deferred(
+    error: StorageManagerError, what_then: str, entry_count: int, storage_dir: str, log: EventLog, is_warning: bool
+) -> None:
+    """Entries wait for a commit that could not be had. They harm nobody."""
+    stay = "stays" if entry_count == 1 else "stay"
+    emit = log.warning if is_warning else log.info
+    emit(
+        "storage_manager.commit_deferred",
+        f"{error}; {counted(entry_count, 'entry')} without blobs {stay}; {what_then}",
+        entry_count=entry_count,
+        storage_dir=storage_dir,
+        **error.fields,
+    )
 
 
 def _close(reading: Optional[Reading]) -> None:

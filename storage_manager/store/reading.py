@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from typing import Callable, NamedTuple, Optional, TypeVar
 
 from storage_manager.base.clock import Patience
-from storage_manager.base.errors import MetadataCorrupt, StoreError, failing_as
+from storage_manager.base.errors import MetadataBusy, MetadataCorrupt, StoreError, failing_as
 from storage_manager.store.directory import Store, close
 from storage_manager.store.document import Document, NotJson, parse
 from storage_manager.store.likeness import Likeness
@@ -19,10 +18,11 @@ from storage_manager.store.names import METADATA_NAME
 # for one save, and one on a slow disk a multiple of that.
 READ_PATIENCE_SECS = 30.0
 
-# Between two looks at a torn file. A busy client leaves its file whole only for the fraction of a second in
-# which it reads and parses it, so looking less often than this would miss that moment.
-FIRST_PAUSE_SECS = 0.002
+# Between two looks at a torn file. A busy client leaves its file whole only for as long as it reads and parses it, some
+# 10 ns a byte: looking less often would miss that moment. Where nobody writes, there is none to be missed.
+SHORTEST_PAUSE_SECS = 0.0002
 LONGEST_PAUSE_SECS = 0.02
+_PAUSE_SECS_PER_BYTE = 4e-9
 
 # Far above any real store (a million sessions take about 250 MB): a sparse or runaway file must not be
 # read into memory.
@@ -82,9 +82,10 @@ def read_stable(
     """Read metadata.json when it is whole, retrying while it is torn; None when there is none.
 
     Guarantees that the bytes were in the file all at one time, and are one complete JSON object. Raises
-    MetadataCorrupt when patience ends first, StoreError when it cannot be read at all.
+    MetadataCorrupt when patience ends first (MetadataBusy if somebody wrote all the time), StoreError when it cannot be
+    read at all.
     """
-    pauses = _pauses()
+    pauses = _Pauses()
     rejected: Optional[tuple[Identity, str]] = None
     before: Optional[os.stat_result] = None
     while True:
@@ -97,14 +98,15 @@ def read_stable(
             problem = str(error)
         if patience.exhausted():
             raise _unreadable(store, name, problem, before)
-        before = before or store.status(name)
-        patience.pause(next(pauses))
+        now = store.status(name)
+        before = before or now
+        patience.pause(pauses.next(now))
 
 
 def _unreadable(store: Store, name: str, problem: str, before: Optional[os.stat_result]) -> MetadataCorrupt:
     """Why patience has ended: `before` is what the file was when it began."""
     if before is not None and not is_named(store, name, before):
-        return MetadataCorrupt(
+        return MetadataBusy(
             f"{store.file(name)} was written again and again, and never whole ({problem})",
             "Try again when the service is less busy",
         )
@@ -156,7 +158,8 @@ def read_descriptor(store: Store, fd: int, name: str, patience: Patience) -> Opt
 
     Raises StoreError, for what was once called `name`, when the last attempt to read it fails.
     """
-    pauses = _pauses()
+    pauses = _Pauses()
+    status: Optional[os.stat_result] = None
     while True:
         failure: Optional[StoreError] = None
         try:
@@ -173,7 +176,7 @@ def read_descriptor(store: Store, fd: int, name: str, patience: Patience) -> Opt
             if failure is not None:
                 raise failure
             return None
-        patience.pause(next(pauses))
+        patience.pause(pauses.next(status))
 
 
 def is_named(store: Store, name: str, status: os.stat_result, like: Optional[Likeness] = None) -> bool:
@@ -254,8 +257,22 @@ def _read_at(fd: int, length: int, offset: int) -> bytes:
     return data
 
 
-def _pauses() -> Iterator[float]:
-    pause = FIRST_PAUSE_SECS
-    while True:
-        yield pause
-        pause = min(pause * 2, LONGEST_PAUSE_SECS)
+class _Pauses:
+    """How long to pause between two looks at a torn file: so briefly that its next whole moment is not missed."""
+
+    def __init__(self) -> None:
+        self._seen: Optional[Identity] = None
+        self._largest_bytes = 0
+        self._secs = SHORTEST_PAUSE_SECS
+
+    def next(self, status: Optional[os.stat_result]) -> float:
+        """`status` is the file's by now."""
+        now = None if status is None else _identity(status)
+        if now is None or now == self._seen:
+            self._secs *= 2
+        else:
+            self._seen = now
+            self._largest_bytes = max(self._largest_bytes, now.size_bytes)
+            self._secs = max(SHORTEST_PAUSE_SECS, self._largest_bytes * _PAUSE_SECS_PER_BYTE)
+        self._secs = min(self._secs, LONGEST_PAUSE_SECS)
+        return self._secs

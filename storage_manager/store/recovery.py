@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Optional
 
 from storage_manager.base.clock import Patience
-from storage_manager.base.errors import StorageManagerError, StoreError, failing_as
+from storage_manager.base.errors import CommitContended, StorageManagerError, StoreError, failing_as
 from storage_manager.base.times import from_timestamp
 from storage_manager.store.aside import move_aside, open_previous, restore_metadata
 from storage_manager.store.commit import PUT_BACK_PATIENCE_SECS, Committer
@@ -41,8 +42,11 @@ def recover(committer: Committer) -> None:
     committer.most_previous = MOST_PREVIOUS + 1
     for name in reversed(previous_names(committer.most_previous)):
         status = committer.store.status(name)
-        if status is not None:
-            _recover_previous(committer, name, status)
+        try:
+            if status is not None:
+                _recover_previous(committer, name, status)
+        except CommitContended:
+            break  # the next run looks again, also at the others
     committer.most_previous = MOST_PREVIOUS
 
 
@@ -106,8 +110,9 @@ def recover_torn(committer: Committer, names: Sequence[str]) -> tuple[bool, Opti
             continue  # still torn
         merged = True
         await_rewrite(committer)
-        if committer.put_back(late, None, "torn"):
-            committer.store.remove(name)
+        with suppress(CommitContended):
+            if committer.put_back(late, None, "torn"):
+                committer.store.remove(name)
     return merged, unread
 
 
@@ -127,11 +132,13 @@ def add_entries(committer: Committer, entries: Document) -> bool:
     blobs are without entries as before. Raises like commit(), and Interrupted.
     """
     patience = Patience(committer.clock, PUT_BACK_PATIENCE_SECS, 0.0)
-    while not committer.put_back(entries, None, None):
+    while True:
+        with suppress(CommitContended):
+            if committer.put_back(entries, None, None):
+                return True
         if patience.exhausted():
             return False
         await_rewrite(committer)
-    return True
 
 
 def await_rewrite(committer: Committer) -> None:

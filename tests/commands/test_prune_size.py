@@ -308,6 +308,7 @@ def test_json_tells_the_plan_and_the_outcome(storage: Path) -> None:
         "deleted_count": 1,
         "freed_bytes": 1000,
         "swept_count": 0,
+        "deferred_count": 0,
         "failed_count": 0,
         "exit_code": 0,
     }

@@ -292,6 +292,7 @@ def test_json_tells_the_outcome(storage: Path) -> None:
         "deleted_count": 3,
         "freed_bytes": 3000,
         "swept_count": 0,
+        "deferred_count": 0,
         "failed_count": 0,
         "exit_code": 0,
     }

@@ -53,7 +53,7 @@ def store(storage: Path) -> Iterator[Store]:
 def delete(store: Store, storage: Path, guids: list[str]) -> Removal:
     for guid in guids:
         (storage / f"{guid}.json").unlink()
-    return Removal(store, set(guids), ())
+    return Removal(store, Clock(), set(guids), ())
 
 
 def test_a_second_run_does_not_take_a_live_draft_for_a_leftover(storage: Path, store: Store) -> None:
@@ -143,7 +143,7 @@ def test_what_cannot_be_put_back_is_kept(storage: Path, store: Store, monkeypatc
     late = parse((storage / "metadata.json").read_bytes())
     (storage / "metadata.json").unlink()
     with pytest.raises(StorageManagerError, match="disappeared"):
-        Committer(store, Clock(), LOG)._merge(late, None)
+        Committer(store, Clock(), LOG)._merge(late, None, 1.0)
 
 
 def test_a_late_save_survives_without_hard_links_and_without_room(

@@ -958,15 +958,15 @@ def test_a_commit_under_which_the_file_always_changes_gives_up_without_losing_an
 
     def save() -> None:
         saved.append(client.save())
-        later[0] += 20.0  # as if each attempt took that long
+        later[0] += 2.0  # as if each attempt took that long
 
     with pytest.MonkeyPatch.context() as patch:
         before_rename(patch, save, times=100_000)
         result = prune()
-    assert result.code == 1
+    assert result.code == 0
     assert len(saved) > 1
-    found = event(result.err, "storage_manager.prune.failed")
-    assert METADATA in found["@m"] and found["deleted_count"] == VICTIMS
+    found = event(result.err, "storage_manager.commit_deferred")
+    assert METADATA in found["@m"] and found["entry_count"] == VICTIMS
     entries = read_entries(storage)
     assert set(entries) == {*guids, *saved}, "the victims' entries stay, dangling"
     assert blobs(storage) == {*guids[VICTIMS:], *saved}

@@ -270,11 +270,11 @@ def test_every_truncation_of_a_document_is_refused(windows: str) -> None:
         oddly_spaced(members, rng).rstrip(),
     ]
     for data in layouts:
-        known = parse(data).fingerprint()
+        known = [parse(data).fingerprint(is_current=is_current) for is_current in (False, True)]
         for length in range(len(data)):
             torn = data[:length]
             assert not any(takes(read, torn) for read in READERS), torn
-            assert not takes(partial(reparse, known=known), torn), torn
+            assert not any(takes(partial(reparse, known=one), torn) for one in known), torn
 
 
 def test_a_large_store_torn_anywhere_is_refused() -> None:
@@ -347,7 +347,9 @@ def test_everything_is_taken_or_refused_as_python_does(windows: str) -> None:
         refused += not expected
         for read in READERS:
             assert takes(read, damaged) == expected, (seed, damaged)
-        assert takes(partial(reparse, known=parse(whole).fingerprint()), damaged) == expected, (seed, damaged)
+        for is_current in (False, True):
+            known = parse(whole).fingerprint(is_current=is_current)
+            assert takes(partial(reparse, known=known), damaged) == expected, (seed, damaged)
         if expected:
             assert dict(visited(damaged)) == json.loads(damaged.decode()), seed
             assert parse(damaged).keys == [key for key, _ in pairs_of(damaged)], seed
@@ -477,7 +479,9 @@ def test_reading_any_later_version_again_is_reading_it(windows: str) -> None:
             before, after = (oddly_spaced(version, random.Random(seed)) for version in (members, later))
         old = parse(before)
         without = {key for key in old.keys if rng.random() < 0.2}
-        for known in (old.fingerprint(), old.fingerprint(without)):
+        for known in (
+            old.fingerprint(), old.fingerprint(without), old.fingerprint((), True), old.fingerprint(without, True)
+        ):  # fmt: skip
             again = reparse(after, known)
             assert same(again, parse(after)), seed
             recognised = set(range(len(again.keys))) - set(again.fresh)
@@ -508,20 +512,44 @@ def test_only_what_has_changed_is_decoded() -> None:
     assert fresh == [members[10][0], changed[-1][0]]
 
 
+@pytest.mark.parametrize("indent", [2, None])
+def test_of_a_document_that_has_grown_only_the_new_members_are_fresh(indent: int | None) -> None:
+    """And those that were not to count as known."""
+    rng = random.Random(5)
+    members = [(new_guid(rng), random_entry(rng)) for _ in range(50)]
+    before = parse(as_the_client_writes(members[:40], indent=indent))
+    data = as_the_client_writes(members, indent=indent)
+    for is_current in (False, True):
+        again = reparse(data, before.fingerprint({before.keys[7]}, is_current))
+        assert [again.keys[index] for index in again.fresh] == [before.keys[7], *(key for key, _ in members[40:])]
+        assert same(again, parse(data))
+
+
+def test_the_text_of_a_large_document_is_not_kept() -> None:
+    entry = {"text": "x" * 1000}
+    small, large = (parse(as_the_client_writes([(str(n), entry) for n in range(count)])) for count in (10, 5000))
+    assert small.fingerprint(is_current=True).document is not None
+    assert large.fingerprint(is_current=True).document is None
+    assert small.fingerprint().document is None
+
+
 def test_a_number_that_grew_a_digit_is_not_mistaken_for_the_old_one() -> None:
-    known = parse(b'{"a": 1, "b": "x"}').fingerprint()
-    again = reparse(b'{"a": 12, "b": "x"}', known)
-    assert [again.value(0), again.value(1)] == [12, "x"]
-    assert takes(partial(reparse, known=known), b'{"a": 1.5, "b": "x"}')
-    assert not takes(partial(reparse, known=known), b'{"a": 1x, "b": "x"}')
+    for after in (b'{"a": %b, "b": "x"}', b'{"b": "x", "a": %b}'):
+        for is_current in (False, True):
+            known = parse(after % b"1").fingerprint(is_current=is_current)
+            again = reparse(after % b"12", known)
+            assert {key: again.value(index) for index, key in enumerate(again.keys)} == {"a": 12, "b": "x"}
+            assert takes(partial(reparse, known=known), after % b"1.5")
+            assert not takes(partial(reparse, known=known), after % b"1x")
 
 
 @pytest.mark.parametrize("behind", [b"", b",", b" ,", b"x", b"}}", b"}x", b"{", b'"b": 1}', b"},", b"}\x00", b"}\xff"])
 def test_a_recognised_member_does_not_excuse_what_follows_it(behind: bytes) -> None:
-    known = parse(b'{"a": {"n": 1}}').fingerprint()
     data = b'{"a": {"n": 1}' + behind
     assert not own_json_takes(data)
-    assert not takes(partial(reparse, known=known), data)
+    for is_current in (False, True):
+        known = parse(b'{"a": {"n": 1}}').fingerprint(is_current=is_current)
+        assert not takes(partial(reparse, known=known), data)
 
 
 class Watched(bytes):

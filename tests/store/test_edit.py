@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StoreError
 from storage_manager.store.directory import Store, open_store
 from storage_manager.store.document import parse
@@ -71,7 +72,7 @@ def test_an_entry_that_was_changed_goes_only_without_its_blob(
     """Of a blob that cannot be examined, the run says so instead."""
     value, extension = entry
     arrange(storage, monkeypatch, extension, state)
-    removal = Removal(store, () if is_swept else {GUID}, {GUID} if is_swept else ())
+    removal = Removal(store, Clock(), () if is_swept else {GUID}, {GUID} if is_swept else ())
     document = parse(json.dumps({GUID: value}).encode())  # all of it counts as changed
     if extension and state == UNKNOWN:
         with pytest.raises(StoreError, match=f"{GUID}.{extension}"):
@@ -86,7 +87,7 @@ def test_an_entry_that_was_changed_goes_only_without_its_blob(
 @pytest.mark.usefixtures("unlisted")
 def test_of_several_members_with_one_key_each_must_be_without_a_blob(storage: Path, store: Store) -> None:
     text = b'{"%b": {"format": "png"}, "%b": {"format": "json"}}'.replace(b"%b", GUID.encode())
-    removal = Removal(store, (), {GUID})
+    removal = Removal(store, Clock(), (), {GUID})
     assert removal(parse(text)) is not None
     for extension in ("png", "json"):
         (storage / f"{GUID}.{extension}").touch()

@@ -174,7 +174,7 @@ def test_a_stop_leaves_a_half_written_save_to_the_next_run_unless_this_is_the_on
     monkeypatch.setattr(os, "rename", rename)
     monkeypatch.setattr(os, "link", link)
     clock.on_pause = finish
-    committer.commit(Removal(committer.store, guids[:1], ()), None)
+    committer.commit(Removal(committer.store, committer.clock, guids[:1], ()), None)
     assert (late in read_entries(storage)) is not has_links
     assert (clock.passed_secs < 5.0) is has_links
     assert bool(held) is has_links
@@ -188,7 +188,7 @@ def test_a_draft_that_could_not_be_written_is_not_used_again(
 ) -> None:
     guids = make_store(storage, 2)
     (storage / f"{guids[0]}.json").unlink()
-    removal = Removal(committer.store, guids[:1], ())
+    removal = Removal(committer.store, committer.clock, guids[:1], ())
 
     def failing(*arguments: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -37,7 +37,7 @@ def test_a_torn_file_puts_a_commit_off_and_the_deletions_go_on(
     text = (storage / "metadata.json").read_bytes()
     monkeypatch.setattr(Clock, "install", lambda self: None)
     monkeypatch.setattr(prune, "COMMIT_EVERY_SECS", 0.0)
-    monkeypatch.setattr("storage_manager.store.locked.MEANWHILE_PATIENCE_SECS", 0.05)
+    monkeypatch.setattr("storage_manager.store.locked.COMMIT_PATIENCE_SECS", 0.05)
     monkeypatch.setattr(commit, "READ_PATIENCE_SECS", 60.0)
     real = Store.unlink
 
