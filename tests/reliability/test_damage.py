@@ -207,6 +207,10 @@ class Store:
                 self.late.setdefault(key, set()).add(member.text)
         self._read_entries()
 
+    def keys_left(self) -> dict[bytes, set[str]]:
+        """The keys in each file that an earlier run or a writer has left."""
+        return {name: {member.key for member in found or ()} for name, found in self.left.items()}
+
     def _read_entries(self) -> None:
         self.possible: dict[str, Session] = {}
         """What is not even here must never go."""
@@ -620,7 +624,9 @@ def check_check(tool: Tool, directory: Path, rng: random.Random, kind: str, note
     members = members_in(after[METADATA])
     assert members is not None, "metadata.json is no JSON any more"
     present = {member.key for member in members}
-    lost = {member.key for member in store.members} - present
+    waiting = {key for name, keys in store.keys_left().items() if after.get(name) == before[name] for key in keys}
+    waiting -= {member.key for member in store.members[: store.own_count]}  # what is still to come back
+    lost = {member.key for member in store.members} - present - waiting
     assert lost <= store.dangling.keys() and not lost & store.beginnings, "an entry was dropped whose blob is there"
     if not store.left:
         kept = [member for member in store.members if member.key in present]
