@@ -22,6 +22,9 @@ HANDLED = (*STOPPING, WAKING, signal.SIGHUP)
 # poll() refuses absurd time-outs; a longer sleep is taken in slices of this.
 LONGEST_SLICE_SECS = 86_400.0
 
+# Who waits for somebody else for longer than this says so: it looks as if nothing happened.
+SILENCE_SECS = 5.0
+
 
 class Clock:
     """The real clock, and the process's signals once `install()` and `accept_hangups()` have been called.

@@ -14,7 +14,7 @@ import stat
 from contextlib import suppress
 from typing import Any, Optional
 
-from storage_manager.base.clock import Clock
+from storage_manager.base.clock import SILENCE_SECS, Clock
 from storage_manager.base.errors import LockBusy, LockLost, LockUnavailable, StoreError, describe_errno, failing_as
 from storage_manager.base.log import EventLog
 from storage_manager.store.directory import Store
@@ -110,13 +110,21 @@ def acquire_lock(
     store: Store, log: EventLog, clock: Clock, command: str, timeout_secs: float, stale_secs: float
 ) -> PruneLock:
     """Take the lock, waiting for it up to `timeout_secs`. Raises LockBusy, LockUnavailable, StoreError, Interrupted."""
-    deadline = clock.monotonic() + timeout_secs
+    now = clock.monotonic()
+    deadline = now + timeout_secs
+    silent_until = now + SILENCE_SECS
     while True:
         try:
             return _try_to_acquire(store, log, clock, command, stale_secs)
         except LockBusy as busy:
             clock.check()
-            left = deadline - clock.monotonic()
+            now = clock.monotonic()
+            left = deadline - now
+            if silent_until <= now < deadline:
+                silent_until = deadline
+                log.info(
+                    "storage_manager.lock_wait", f"{busy}; waiting for up to {left:.0f} more seconds", **busy.fields
+                )
             if left <= 0:
                 age_secs = busy.holder.get("age_secs")
                 if isinstance(age_secs, (int, float)) and age_secs > stale_secs:

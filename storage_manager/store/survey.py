@@ -8,7 +8,7 @@ from stat import S_ISREG
 from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
-from storage_manager.base.clock import Clock, Patience
+from storage_manager.base.clock import SILENCE_SECS, Clock, Patience
 from storage_manager.base.errors import ListingIncomplete
 from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
@@ -25,9 +25,6 @@ EXAMPLES = 5
 
 # So many groups are named to somebody who asks for one that does not exist.
 GROUPS = 20
-
-# For so long a busy client may leave a large metadata.json torn without anybody being told.
-SILENCE_SECS = 5.0
 
 # A client may save a session anew between the listing and the look at its name. Not three times in a row.
 LISTINGS = 3

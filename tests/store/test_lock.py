@@ -121,6 +121,29 @@ def test_a_live_holder_is_named_and_nothing_is_deleted(storage: Path) -> None:
     assert blobs(storage) == set(guids) == set(read_entries(storage))
 
 
+class Passing(Clock):
+    """Sleep only moves the time on."""
+
+    slept_secs = 0.0
+
+    def monotonic(self) -> float:
+        return self.slept_secs
+
+    def sleep(self, secs: float) -> None:
+        self.slept_secs += secs
+
+
+@pytest.mark.parametrize(("timeout_secs", "keys"), [(4.0, []), (30.0, ["storage_manager.lock_wait"])])
+def test_who_waits_for_long_says_so_once(
+    storage: Path, acquire: Acquire, heard: Events, timeout_secs: float, keys: list[str]
+) -> None:
+    with holder(storage) as process:
+        with pytest.raises(LockBusy):
+            acquire(timeout_secs, clock=Passing())
+        assert heard.names() == keys
+        assert all(fields["holder_pid"] == process.pid for _, fields in heard.found)
+
+
 @pytest.mark.parametrize("arguments", [("purge", "--yes", "--age-days", "0"), ("run-loop", "--once")])
 def test_every_command_that_deletes_respects_the_lock(storage: Path, arguments: tuple[str, ...]) -> None:
     guids = make_store(storage, COUNT)
