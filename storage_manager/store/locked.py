@@ -78,6 +78,7 @@ class LockedStore:
 
     def settled(self) -> tuple[Snapshot, Optional[Reading]]:
         """A look, after making sure of what earlier recoveries and late writes have put back. Otherwise like look()."""
+        self._committer.close()  # an own draft is no leftover
         snapshot, reading = self.look()
         if snapshot.leftovers:
             _close(reading)

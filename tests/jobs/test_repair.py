@@ -18,7 +18,9 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StoreError
 from storage_manager.base.log import EventLog
 from storage_manager.jobs.repair import Terms, adopt, repair
+from storage_manager.store import commit, recovery
 from storage_manager.store.commit import Committer
+from storage_manager.store.reading import Reading
 
 TORN = ".metadata.json.torn-20260101T000000Z-aaaaaaaa"
 GUID = "11111111-aaaa-4bbb-8ccc-dddddddddddd"
@@ -119,6 +121,19 @@ def test_an_adoption_that_a_client_undoes_is_made_again(storage: Path, monkeypat
 
     assert [orphan.guid for orphan in adopt(terms(storage), "lost", Late(), LOG).adopted] == [GUID]
     assert undone and GUID in read_entries(storage)
+
+
+def test_an_adoption_that_a_client_leaves_no_moment_for_leaves_the_orphans(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guids = make_store(storage, 1)
+    put(storage, f"{GUID}.json", b"x", HOUR_SECS)
+    monkeypatch.setattr(Reading, "unchanged", lambda self: False)
+    monkeypatch.setattr(commit, "PUT_BACK_PATIENCE_SECS", 0.05)
+    monkeypatch.setattr(recovery, "PUT_BACK_PATIENCE_SECS", 0.05)
+    assert adopt(terms(storage), "lost", Clock(), LOG) == ([], 1)
+    assert list(read_entries(storage)) == guids
+    assert leftovers(storage) == []
 
 
 def test_metadata_that_a_client_creates_meanwhile_stays(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
