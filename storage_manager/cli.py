@@ -79,7 +79,7 @@ def _main(arguments: list[str], clock: Clock) -> int:
         _ship(logger, log, settings)
     if args.command == _LOOP and settings.seq is not None:
         from storage_manager.seq import ingest  # noqa: F401  # later, the archive may be another one
-    out = Output(sys.stdout)
+    out = Output(sys.stdout, args.chosen.only_tells)
     try:
         # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.
         report_fallbacks(log_fallbacks + ([] if args.command == _LOOP or args.chosen.quiet else fallbacks), log)

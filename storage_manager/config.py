@@ -47,6 +47,8 @@ _UNIT_WORDS = ("B", "BYTES", "KB", "KIB", "M", "MB", "MIB", "G", "GB", "GIB", "T
 _QUOTED = re.compile(r"""(?:"([^"]*)"|'([^']*)')(?:\s+#.*)?""", re.DOTALL)
 _COMMENTED = re.compile(r"([^#\s].*?)\s+#.*", re.DOTALL)
 
+_DEFAULT_HEARTBEAT = re.compile(r"(storage_manager-\d+-)[0-9a-f]{8}\.heartbeat", re.ASCII)
+
 # Where a limit comes from.
 SET, DEFAULT, OFF, INVALID = "set", "default", "off", "invalid"
 Value = TypeVar("Value")
@@ -156,6 +158,16 @@ def absolute(path: str) -> str:
         return os.path.abspath(path)
     except OSError:
         return path
+
+
+def heartbeats_beside(path: str) -> list[str]:
+    """The heartbeats of this user's loops on other stores, where `path` is a default one. Raises OSError."""
+    directory, name = os.path.split(path)
+    default = _DEFAULT_HEARTBEAT.fullmatch(name)
+    if default is None:
+        return []
+    others = (other for other in os.listdir(directory) if other != name and _DEFAULT_HEARTBEAT.fullmatch(other))
+    return [os.path.join(directory, other) for other in others if other.startswith(default.group(1))]
 
 
 def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:

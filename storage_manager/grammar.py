@@ -38,6 +38,8 @@ class Command(NamedTuple):
     """Asked twice a minute by a probe: a line only when something is wrong, and never one in the log file."""
     told_in_result: tuple[str, ...] = ()
     """Events that a person at a terminal need not see, because the result says the same."""
+    only_tells: bool = False
+    """Whether it is of no use without its output."""
 
 
 def _by(parse: Callable[[str], Value]) -> Callable[[str], Value]:
@@ -152,8 +154,8 @@ def _health(parser: argparse.ArgumentParser) -> None:
 _TOLD_BY_CHECK = ("storage_manager.anomaly", "storage_manager.storage_suspect", "storage_manager.check.summary")
 
 COMMANDS = (
-    Command("list", "list the sessions, oldest first: one guid a line", _list, "list"),
-    Command("stats", "totals, groups, anomalies, and how full the store is", _stats, "stats"),
+    Command("list", "list the sessions, oldest first: one guid a line", _list, "list", only_tells=True),
+    Command("stats", "totals, groups, anomalies, and how full the store is", _stats, "stats", only_tells=True),
     Command(
         "check",
         "what is odd about the store, with bytes and what to do; repairs when asked to",

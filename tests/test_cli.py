@@ -557,11 +557,14 @@ def test_a_question_that_cannot_be_asked_is_not_answered(storage: Path) -> None:
     assert blobs(storage) == set(guids)
 
 
-def test_a_closed_standard_output_leaves_standard_error_clean(storage: Path) -> None:
+@pytest.mark.parametrize(("words", "code"), [(["list"], 1), (["stats", "--json"], 1), (["check"], 0)])
+def test_what_only_tells_fails_where_nobody_can_be_told(storage: Path, words: list[str], code: int) -> None:
     make_store(storage, 2)
-    done = with_redirection(">&-", "list", "--storage-dir", storage)
-    assert done.returncode == 0
-    assert strict(done.stderr)[-1]["exit_code"] == 0
+    done = with_redirection(">&-", *words, "--storage-dir", storage)
+    assert done.returncode == code
+    end = strict(done.stderr)[-1]
+    assert end["exit_code"] == code
+    assert ("cannot write the result: standard output is closed (EBADF)" in end["@m"]) == (code == 1)
 
 
 # Failures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any, Optional, TextIO
@@ -10,12 +11,18 @@ from storage_manager.base.strict_json import json_text
 
 
 class Output:
-    """Lines of results. A reader that has gone away is no error; a disk that is full is one, told at the end."""
+    """Lines of results. A reader that has gone away is no error; a disk that is full is one, told at the end.
 
-    def __init__(self, stream: Optional[TextIO]) -> None:
+    So is a standard output that was closed from the start (`stream` is None), where the result `is_all` that there is:
+    a list. Who closes it for a command that deletes does not want to read what was deleted.
+    """
+
+    def __init__(self, stream: Optional[TextIO], is_all: bool = False) -> None:
         self._stream = stream
         self.failure: Optional[OSError] = None
         """Why a line could not be written; None for a reader that has gone away."""
+        if stream is None and is_all:
+            self.failure = OSError(errno.EBADF, "standard output is closed")
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from datetime import datetime
 from typing import Optional
 
@@ -11,10 +12,10 @@ from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, describe_errno
 from storage_manager.base.process import condition, this_boot
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
-from storage_manager.config import Settings, absolute, limit_text
+from storage_manager.config import Settings, absolute, heartbeats_beside, limit_text
 from storage_manager.loop.heartbeat import CYCLE, Heartbeat, ago, present, verdict
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, as_json, decode
-from storage_manager.loop.status_file import read_file
+from storage_manager.loop.status_file import is_one_place, read_file
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -58,6 +59,9 @@ def _examine(settings: Settings) -> tuple[Optional[Heartbeat], Optional[str]]:
     try:
         heartbeat = decode(read_file(path, LARGEST_BYTES))
     except FileNotFoundError:
+        other = _under_another_name(settings)
+        if other is not None:
+            return other, None
         whose = f"run-loop writes it: does it run, as this user and for {settings.storage_dir}?"
         return None, f"there is no heartbeat file {path}; {whose}"
     except OSError as error:
@@ -65,9 +69,20 @@ def _examine(settings: Settings) -> tuple[Optional[Heartbeat], Optional[str]]:
     except ValueError as error:
         return None, f"the heartbeat file {path} cannot be used: {error}"
     storage_dir = printable(absolute(settings.storage_dir))
-    if heartbeat.storage_dir != storage_dir:
+    if not is_one_place(heartbeat.storage_dir, storage_dir):
         return heartbeat, f"the heartbeat file {path} is of a loop on {heartbeat.storage_dir}, not on {storage_dir}"
     return heartbeat, None
+
+
+def _under_another_name(settings: Settings) -> Optional[Heartbeat]:
+    """The heartbeat of a loop on the same directory that knows it by another spelling, through a symbolic link."""
+    with suppress(OSError):
+        for path in heartbeats_beside(settings.heartbeat_file):
+            with suppress(OSError, ValueError):
+                heartbeat = decode(read_file(path, LARGEST_BYTES))
+                if is_one_place(heartbeat.storage_dir, settings.storage_dir):
+                    return heartbeat
+    return None
 
 
 def _facts(heartbeat: Heartbeat, now: datetime) -> str:

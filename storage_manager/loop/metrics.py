@@ -153,6 +153,12 @@ def earlier_values(data: bytes, storage_dir: str) -> Values:
     return values
 
 
+def other_store(data: bytes, storage_dir: str) -> Optional[str]:
+    """The store that a file of metrics is about, where it is not this one. Raises ValueError."""
+    found = _SAMPLE.search(data.decode("utf-8"))
+    return None if found is None or found.group(2) == _escaped(storage_dir) else found.group(2)
+
+
 def _escaped(text: str) -> str:
     shown = text.encode("utf-8", "backslashreplace").decode()  # a path need not be UTF-8, the format must be
     return shown.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

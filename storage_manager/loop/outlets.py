@@ -30,8 +30,9 @@ class Outlets:
         self._settings = settings
         self._log = log
         self._files: dict[str, str] = {}
-        self._problems: dict[str, str] = {}
-        """file -> what was wrong with it the last time."""
+        self._problems: dict[tuple[str, str], str] = {}
+        """(what was tried, file) -> what was wrong with it the last time."""
+        self._has_told_of_others = False
         self.are_closed = False
         """True: the files belong to somebody else. The service manager is told all the same."""
 
@@ -55,7 +56,7 @@ class Outlets:
     def write(self, name: str, content: Callable[[], bytes]) -> None:
         path = self._path(name)
         if path is not None:
-            self._attempt("replace", path, lambda: replace_file(path, content()))
+            self._attempt("replace", path, lambda: replace_file(path, content()), name)
 
     def is_missing(self, name: str) -> bool:
         """Whether the file was chosen, and is not there."""
@@ -72,7 +73,21 @@ class Outlets:
             except FileNotFoundError:
                 return None
 
-        return None if path is None else self._attempt("read", path, lambda: content(path))
+        return None if path is None else self._attempt("read", path, lambda: content(path), name)
+
+    def look_for_others(self, most_bytes: int, other_store: Callable[[bytes], Optional[str]]) -> None:
+        """Tell, once, of a loop on another store that writes the same file of metrics."""
+        other = None if self._has_told_of_others else self.read(METRICS, most_bytes, other_store)
+        if other is not None:
+            self._has_told_of_others = True
+            file = self._files[METRICS]
+            self._log.warning(
+                "housekeeper.metrics_shared",
+                f"{file} was written by a loop on {other} in the meantime: each replaces the metrics of the other. "
+                f"Give each loop a file of its own: {self._settings.prefix}_{METRICS}",
+                file=file,
+                other_dir=other,
+            )
 
     def tell(self, *lines: str) -> None:
         address = self._settings.notify_socket
@@ -82,8 +97,10 @@ class Outlets:
     def _path(self, name: str) -> Optional[str]:
         return None if self.are_closed else self._files.get(name)
 
-    def _attempt(self, verb: str, file: str, action: Callable[[], Optional[Content]]) -> Optional[Content]:
-        """Do what may fail; an event when it fails in another way than the last time."""
+    def _attempt(
+        self, verb: str, file: str, action: Callable[[], Optional[Content]], name: Optional[str] = None
+    ) -> Optional[Content]:
+        """Do what may fail; an event when it fails in another way than the last time. `name` is what names the file."""
         number = None
         try:
             done = action()
@@ -92,13 +109,14 @@ class Outlets:
         except Exception as error:  # noqa: BLE001  # telling of the loop must never end it
             problem = str(error) or type(error).__name__
         else:
-            self._problems.pop(file, None)
+            self._problems.pop((verb, file), None)
             return done
-        if self._problems.get(file) != problem:
-            self._problems[file] = problem
+        if self._problems.get((verb, file)) != problem:
+            self._problems[(verb, file)] = problem
+            remedy = f" Mend it, or name another file: {self._settings.prefix}_{name}" if name is not None else ""
             self._log.warning(
                 "housekeeper.status_failed",
-                f"cannot {verb} {file}: {problem}; the loop goes on",
+                f"cannot {verb} {file}: {problem}; the loop goes on.{remedy}",
                 file=file,
                 errno=number,
             )

@@ -18,9 +18,10 @@ from storage_manager.loop.cycle import Ending, elapsed_secs, left_behind, result
 from storage_manager.loop.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, present, reset_clock, stuck, trouble
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, decode, encode
 from storage_manager.loop.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
-from storage_manager.loop.metrics import Metrics, earlier_values
+from storage_manager.loop.metrics import Metrics, earlier_values, other_store
 from storage_manager.loop.notify import READY, STOPPING, WATCHDOG, Watchdog, status
 from storage_manager.loop.sighting import Sighting, sight
+from storage_manager.loop.status_file import is_one_place
 
 # A cycle that makes progress says so this often: far below the silence that counts as hanging, far above what
 # a write costs.
@@ -42,7 +43,8 @@ class LoopStatus:
         self._outlets = outlets.Outlets(settings, log)
         self._watchdog = Watchdog(settings.watchdog_secs, clock)
         self._written_at = clock.monotonic()
-        self._metrics = Metrics(self._store)
+        self._metrics: Optional[Metrics] = None
+        """None before the first cycle has ended."""
         now = clock.now()
         self._heartbeat = Heartbeat(
             version=__version__,
@@ -85,11 +87,6 @@ class LoopStatus:
         """The loop is about to run its first cycle."""
         self._outlets.choose_files(self._store)
         self._go_on()
-        # Counters go on where the file leaves them.
-        earlier = self._outlets.read(
-            outlets.METRICS, LARGEST_METRICS_BYTES, lambda data: earlier_values(data, self._store)
-        )
-        self._metrics = Metrics(self._store, earlier)
         self._outlets.tell(READY, status("started"))
 
     def cycle_started(self, settings: Settings) -> list[Fallback]:
@@ -113,22 +110,23 @@ class LoopStatus:
         now = self._clock.now()
         left = left_behind(progress)
         done = result(settings, ending, progress, left, now, duration_secs)
+        metrics = self._metrics = self._counted_so_far()
         if not self._heartbeat.dry_run:
-            self._metrics.add_deleted(done.deleted_count, done.freed_bytes)
-        self._metrics.configure(settings.max_storage_bytes, settings.interval_secs)
+            metrics.add_deleted(done.deleted_count, done.freed_bytes)
+        metrics.configure(settings.max_storage_bytes, settings.interval_secs)
         if left is not None:
-            self._metrics.sight(left, len(progress.deferred))
+            metrics.sight(left, len(progress.deferred))
             seen = sight(settings.storage_dir, left.session_count)
             self._heartbeat = self._heartbeat._replace(store=seen or self._heartbeat.store)
         if not ending.interrupted:
-            self._metrics.end_cycle(done.exit_code, now.replace(tzinfo=timezone.utc).timestamp(), duration_secs)
+            metrics.end_cycle(done.exit_code, now.replace(tzinfo=timezone.utc).timestamp(), duration_secs)
             succeeded = done.exit_code == EXIT_OK
             self._heartbeat = self._heartbeat._replace(
                 last_cycle=done,
                 last_success_at=now if succeeded else self._heartbeat.last_success_at,
                 failures=0 if succeeded else self._heartbeat.failures + 1,
             )
-        self._outlets.write(outlets.METRICS, self._metrics.render)
+        self._outlets.write(outlets.METRICS, metrics.render)
         self._outlets.tell(status(summary(done)))
 
     def sleeping(self, secs: float) -> None:
@@ -142,6 +140,18 @@ class LoopStatus:
         self._outlets.tell(STOPPING)
 
     # What is told
+
+    def _counted_so_far(self) -> Metrics:
+        """The counters go on where the file leaves them when the first cycle ends: another timer's cycle, which found
+        this one at work, may have counted meanwhile. From then on nobody else should write to the file.
+        """
+        if self._metrics is not None:
+            self._outlets.look_for_others(LARGEST_METRICS_BYTES, lambda data: other_store(data, self._store))
+            return self._metrics
+        return Metrics(
+            self._store,
+            self._outlets.read(outlets.METRICS, LARGEST_METRICS_BYTES, lambda data: earlier_values(data, self._store)),
+        )
 
     def _beat(self, now: datetime, **changes: Any) -> None:
         heartbeat = reset_clock(self._heartbeat, self._present(), now)
@@ -173,7 +183,7 @@ class LoopStatus:
         Each remembers the store that was seen before.
         """
         before = self._outlets.read(outlets.HEARTBEAT, LARGEST_BYTES, decode)
-        if before is None or before.storage_dir != self._heartbeat.storage_dir:
+        if before is None or not is_one_place(before.storage_dir, self._heartbeat.storage_dir):
             return
         self._heartbeat = self._heartbeat._replace(store=before.store)
         if not self._heartbeat.once:

@@ -92,10 +92,10 @@ def refusal(path: str, storage_dir: str, taken: Iterable[str] = ()) -> Optional[
 
     Raises nothing. Not promised: that a second hard link to such a file is seen.
     """
-    place = _place(path)
+    place = place_of(path)
     if any(_is_of_a_store(os.path.basename(name)) for name in (path, place)) or lies_in(path, storage_dir):
         return "in the storage directory, or under that name, it might be taken for a part of a store"
-    if place in map(_place, taken):
+    if place in map(place_of, taken):
         return "another setting names the same file"
     return None
 
@@ -104,7 +104,12 @@ def _is_of_a_store(name: str) -> bool:
     return METADATA_NAME in name or name == LOCK_NAME or is_blob_name(name) is not None
 
 
-def _place(path: str) -> str:
+def is_one_place(path: str, other: str) -> bool:
+    """Whether two spellings lead to one directory, or will."""
+    return path == other or place_of(path) == place_of(other)
+
+
+def place_of(path: str) -> str:
     """Where a path leads to, through links that are there; as it is when the current directory is gone."""
     try:
         return os.path.realpath(path)

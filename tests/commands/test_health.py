@@ -200,6 +200,23 @@ def test_a_heartbeat_of_another_store_is_not_taken_for_this_one(
     assert f"of a loop on {tmp_path / 'other'}, not on {storage}" in said
 
 
+@pytest.mark.parametrize("is_named", [False, True])
+def test_another_spelling_of_the_directory_finds_the_loop(storage: Path, tmp_path: Path, is_named: bool) -> None:
+    make_store(storage, 1)
+    (tmp_path / "link").symlink_to(storage)
+    (tmp_path / "elsewhere").mkdir()
+    env = {"GOFR_DIG_HOUSEKEEPER_HEARTBEAT_FILE": str(tmp_path / "beat")} if is_named else {}
+    with loop(storage, env=env) as tool:
+        tool.wait_for("housekeeper.sleep")
+        for spelling in (tmp_path / "link", f"{storage}/", storage.parent / "." / "x" / ".." / storage.name):
+            healthy(run_tool("health", "--storage-dir", spelling, env=env))
+        healthy(run_tool("health", "--storage-dir", storage.name, env=env, cwd=storage.parent))
+        asked = run_tool("health", "--storage-dir", tmp_path / "elsewhere", env=env)
+        assert ("is of a loop on" if is_named else "there is no heartbeat file") in unhealthy(asked)
+        tool.send(signal.SIGTERM)
+        assert tool.end() == 0
+
+
 def test_a_store_in_the_wrong_place_is_pointed_out(storage: Path, health: Callable[..., Asked]) -> None:
     make_store(storage / "sessions", 3)
     run_tool("run-loop", "--once", "--storage-dir", storage)
