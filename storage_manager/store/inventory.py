@@ -41,8 +41,9 @@ class Inventory:
     """
 
     def __init__(self, store: Store, progress: Callable[[], None] = lambda: None) -> None:
-        """List the directory, and tell of every PROGRESS_FILES files. Raises StoreError."""
+        """List the directory. `progress` is called for every PROGRESS_FILES files looked at. Raises StoreError."""
         self._store = store
+        self._progress = progress
         self._sizes: dict[str, int] = {}
         self._odd: dict[str, str | OSError] = {}
         self._sessions: list[Session] = []
@@ -90,7 +91,9 @@ class Inventory:
         ]
         odd_guids = {anomaly.name[:GUID_LENGTH] for anomaly in anomalies}
         guids = set()
-        for name, size_bytes in self._sizes.items():  # what no session has taken
+        for number, (name, size_bytes) in enumerate(self._sizes.items()):  # what no session has taken
+            if number % PROGRESS_FILES == 0:
+                self._progress()
             if is_blob_name(name) is None:
                 continue
             guid = name[:GUID_LENGTH]
@@ -123,7 +126,9 @@ class Inventory:
         A listing can be short without an error: NFS, FUSE, a failing disk. Raises ListingIncomplete.
         """
         found = []
-        for _, what in self._others.values():
+        for number, (_, what) in enumerate(self._others.values()):
+            if number % PROGRESS_FILES == 0:
+                self._progress()
             if isinstance(what, str) or what.blob_name in self._odd:
                 continue
             try:
