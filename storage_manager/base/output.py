@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from typing import Any, Optional, TextIO
 
@@ -35,6 +36,15 @@ class Output:
     @property
     def encoding(self) -> str:
         return getattr(self._stream, "encoding", None) or "ascii"
+
+    @property
+    def columns(self) -> Optional[int]:
+        """The width of the terminal; None where it is none."""
+        try:
+            is_terminal = self._stream is not None and self._stream.isatty()
+        except ValueError:  # it has been closed
+            return None
+        return shutil.get_terminal_size().columns if is_terminal else None
 
     def line(self, text: str) -> None:
         self._write(text + "\n")

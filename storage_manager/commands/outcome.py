@@ -32,7 +32,7 @@ def confirmed(warning: str, clock: Clock) -> bool:
         answer = ""
     if not answer:
         raise StorageManagerError("there is nobody to answer; use --yes to go on without being asked")
-    return answer.strip().lower() in ("yes", "y")
+    return answer.strip().lower() == "yes"
 
 
 def _say(text: str) -> None:

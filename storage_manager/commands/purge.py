@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from datetime import datetime
 
+from storage_manager.base import quantity
 from storage_manager.base.errors import EXIT_OK, ClockDoubtful, UsageError
 from storage_manager.base.text import printable
 from storage_manager.base.times import from_timestamp, utc_text
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         lock_stale_secs=args.lock_stale_seconds,
     )
     needs_answer = args.age_days < NO_AGE_DAYS and not (args.yes or args.dry_run)
-    if needs_answer and not confirmed(_warning(job, args.orphans), context.clock):
+    if needs_answer and not confirmed(_warning(job, prune.preview(job, context.clock, context.log)), context.clock):
         context.log.info("storage_manager.purge.cancelled", "cancelled; nothing was deleted", group=args.group)
         if args.json:
             context.out.json({"command": NAME, "cancelled": True, "exit_code": EXIT_OK})
@@ -77,7 +78,14 @@ def _modified(storage_dir: str) -> list[datetime]:
     return []
 
 
-def _warning(job: prune.Job, orphans: bool) -> str:
-    what = "orphan" if orphans else "session"
-    whose = f"every {what}" if job.group is None else f"every {what} of group {printable(job.group, 80)}"
-    return f"This deletes {whose} in {printable(job.storage_dir)}."
+def _warning(job: prune.Job, plan: Plan) -> str:
+    victims = plan.victims
+    what = f"{quantity.counted(len(victims), plan.noun)}, {quantity.size(plan.freed_bytes)}"
+    if victims:
+        first, last = (utc_text(session.created_at)[:19] for session in (victims[0], victims[-1]))
+        what += f", from {first} to {last} UTC"
+    group_count = len({session.group for session in victims})
+    if group_count > 1:
+        what += f", of {group_count:,} groups"
+    whose = f"every {plan.noun}" if job.group is None else f"every {plan.noun} of group {printable(job.group, 80)}"
+    return f"{what}\nThis deletes {whose} in {printable(os.path.abspath(job.storage_dir))}."

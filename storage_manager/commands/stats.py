@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, Optional
 
 from storage_manager.base import quantity
@@ -13,34 +15,42 @@ from storage_manager.base.text import printable
 from storage_manager.base.times import utc_text
 from storage_manager.commands import Context, tables
 from storage_manager.config import Settings, limit_text
-from storage_manager.store.snapshot import Snapshot
+from storage_manager.jobs.forecast import Growth, growth
+from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import allocation, report_unknown_group, take_snapshot
 
 # Blocks are larger than small blobs; what differs by less than this, and by less than a factor, says nothing.
 _MUCH_BYTES = 1024 * 1024
 _MUCH_FACTOR = 2
 
+# So many of the sessions that go next are named.
+_NEXT = 3
+# A table of hundreds of groups would not fit on a screen; --json has them all.
+_GROUPS = 8
+_BAR_WIDTH = 20
+
 
 def run(args: argparse.Namespace, context: Context) -> int:
     settings = context.settings
     snapshot, findings = take_snapshot(settings.storage_dir, context.clock, context.log)
     report_unknown_group(snapshot, args.group, settings.storage_dir, context.log)
-    facts = _facts(snapshot.scoped(args.group), settings, args.group)
+    scope, now = snapshot.scoped(args.group), context.clock.now()
+    facts = _facts(scope, settings, args.group, now)
     facts["suggested_dirs"] = findings.suggested_dirs
     if args.json:
         context.out.json(facts)
     else:
-        _print(facts, context.out)
+        _print(facts, scope, now, context.out)
     context.log.info(
         "storage_manager.stats.summary",
         f"{quantity.counted(facts['session_count'], 'session')}, {quantity.size(facts['usage_bytes'])} "
         f"of {limit_text(facts['limit_bytes'], facts['limit_source'])}",
-        **{name: value for name, value in facts.items() if name != "groups"},
+        **{name: value for name, value in facts.items() if name not in ("groups", "growth", "next")},
     )
     return EXIT_OK
 
 
-def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str]) -> dict[str, Any]:
+def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], now: datetime) -> dict[str, Any]:
     limit_bytes = settings.max_storage_bytes
     groups: dict[Optional[str], list[int]] = {}
     declared = 0
@@ -77,12 +87,43 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str]) -> dict
         "anomalies": {
             kind: {"count": count, "size_bytes": size} for kind, (count, size) in snapshot.anomaly_totals().items()
         },
+        "growth": _growth_facts(growth(snapshot, now), usage, limit_bytes if group is None else None),
+        "next": [
+            {
+                "guid": session.guid,
+                "created_at": utc_text(session.created_at),
+                "group": session.group,
+                "size_bytes": session.size_bytes,
+            }
+            for session in _next(snapshot, settings)
+        ],
     }
 
 
-def _print(facts: dict[str, Any], out: Output) -> None:
+def _growth_facts(grown: Optional[Growth], usage: int, limit: Optional[int]) -> Optional[dict[str, Any]]:
+    """What is known of the rate; and of the limit, if there is one: when it is reached, and how long it keeps what."""
+    if grown is None:
+        return None
+    full_in = keeps = None
+    if limit is not None:
+        full_in, keeps = grown.days_for(limit - usage), grown.days_for(limit)
+    return {
+        "days": round(grown.days, 3),
+        "session_count": grown.session_count,
+        "size_bytes": grown.size_bytes,
+        "full_in_days": None if full_in is None else round(full_in, 1),
+        "keeps_days": None if keeps is None else round(keeps, 1),
+    }
+
+
+def _next(snapshot: Snapshot, settings: Settings) -> list[Session]:
+    """What a prune deletes first; nothing where deletion is switched off."""
+    return [] if settings.max_storage_bytes is None else list(snapshot.sessions[:_NEXT])
+
+
+def _print(facts: dict[str, Any], snapshot: Snapshot, now: datetime, out: Output) -> None:
     usage, limit = facts["usage_bytes"], facts["limit_bytes"]
-    out.line(f"Store      {printable(facts['storage_dir'])}")
+    out.line(f"Store      {printable(os.path.abspath(facts['storage_dir']))}")
     for suggested in facts["suggested_dirs"]:
         out.line(f"           empty; did you mean --storage-dir {printable(suggested)}?")
     if facts["group"] is not None:
@@ -100,20 +141,18 @@ def _print(facts: dict[str, Any], out: Output) -> None:
         out.line(f"Declared   {quantity.size(facts['declared_bytes'])}; on disk there is {drift} {direction}")
     for line in _on_disk(usage, facts["allocated_bytes"], facts["linked_count"]):
         out.line(f"On disk    {line}")
-    if facts["oldest_created_at"]:
-        out.line(f"Oldest     {facts['oldest_created_at']}")
-        out.line(f"Newest     {facts['newest_created_at']}")
+    if facts["growth"] is not None:
+        for number, line in enumerate(_growth_lines(facts["growth"])):
+            out.line(f"{'' if number else 'Growth':<11}{line}")
+    if snapshot.sessions:
+        for name, session in (("Oldest", snapshot.sessions[0]), ("Newest", snapshot.sessions[-1])):
+            out.line(f"{name}     {utc_text(session.created_at)}  {quantity.age(session.created_at, now)}")
+    for number, row in enumerate(facts["next"]):
+        group = "-" if row["group"] is None else printable(row["group"], 20)
+        out.line(f"{'' if number else 'Goes next':<11}{row['guid']}  {quantity.size(row['size_bytes'])}  {group}")
     if facts["groups"] and facts["group"] is None:
         out.line("")
-        rows = [
-            (
-                "-" if row["group"] is None else row["group"],
-                f"{row['session_count']:,}",
-                quantity.size(row["session_bytes"]),
-            )
-            for row in facts["groups"]
-        ]
-        for line in tables.table(("GROUP", "SESSIONS>", "SIZE>"), rows):
+        for line in tables.table(("GROUP", "SESSIONS>", "SIZE>", "SHARE>", ""), _group_rows(facts, out), out.columns):
             out.line(line)
     if facts["anomalies"]:
         out.line("")
@@ -123,6 +162,33 @@ def _print(facts: dict[str, Any], out: Output) -> None:
         ]
         for line in tables.table(("ANOMALY", "COUNT>", "SIZE>"), rows):
             out.line(line)
+
+
+def _growth_lines(facts: dict[str, Any]) -> Iterator[str]:
+    days, full_in, keeps = facts["days"], facts["full_in_days"], facts["keeps_days"]
+    yield f"{quantity.size(round(facts['size_bytes'] / days))} a day over the last {days:.0f} days"
+    if keeps is not None:
+        keeps = f"the limit keeps {quantity.duration(86_400 * keeps)} of sessions"
+        yield f"at this rate {f'full in {quantity.duration(86_400 * full_in)}; ' if full_in else ''}{keeps}"
+
+
+def _group_rows(facts: dict[str, Any], out: Output) -> Iterator[tuple[str, ...]]:
+    """The groups that take most, and the others in one row."""
+
+    def row(name: str, count: int, size: int) -> tuple[str, ...]:
+        share = 100 * size / (facts["session_bytes"] or 1)
+        bar = tables.bar(size, facts["session_bytes"], out.encoding, _BAR_WIDTH)
+        return name, f"{count:,}", quantity.size(size), f"{share:.1f} %", bar
+
+    groups = facts["groups"]
+    shown = groups if len(groups) <= _GROUPS + 1 else groups[:_GROUPS]
+    for group in shown:
+        name = "-" if group["group"] is None else group["group"]
+        yield row(name, group["session_count"], group["session_bytes"])
+    rest = groups[len(shown) :]
+    if rest:
+        count, size = (sum(group[name] for group in rest) for name in ("session_count", "session_bytes"))
+        yield row(f"({len(rest):,} more; --json names them)", count, size)
 
 
 def _on_disk(usage: int, allocated: int, linked_count: int) -> Iterator[str]:

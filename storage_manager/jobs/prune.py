@@ -28,10 +28,11 @@ from storage_manager.jobs.orphans import OrphanGuard
 from storage_manager.jobs.plan import Outcome, Plan, sentence, unmet
 from storage_manager.jobs.policy import blobs_are_missing
 from storage_manager.jobs.progress import Progress, report_swept, reporting
+from storage_manager.store.directory import open_store
 from storage_manager.store.inventory import mark
 from storage_manager.store.locked import LockedStore, locked_store, report_deferred
 from storage_manager.store.snapshot import Session, Snapshot
-from storage_manager.store.survey import report_findings, report_unknown_group, take_snapshot
+from storage_manager.store.survey import report_findings, report_unknown_group, survey, take_snapshot
 
 # A long prune commits this often, so that a crash leaves few dangling entries, and a client that lists the
 # sessions does not see deleted ones for long.
@@ -61,6 +62,15 @@ class Job(NamedTuple):
     """Whether the outcome's plan shall still tell of the sessions that stay."""
     limit_text: Optional[str] = None
     """How the limit is shown, where there is more to say than its size."""
+
+
+def preview(job: Job, clock: Clock, log: EventLog) -> Plan:
+    """What would be done now, for a question before the work. Takes no lock. Raises like survey()."""
+    with open_store(job.storage_dir) as store:
+        snapshot, reading = survey(store, clock, log)
+        if reading is not None:
+            reading.close()
+    return job.planner(snapshot, clock.now())
 
 
 def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:

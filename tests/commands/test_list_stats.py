@@ -248,11 +248,11 @@ def test_stats_lists_groups_largest_first_and_sessions_without_one(storage: Path
     ]
     shown = run_tool("stats", "--storage-dir", storage).stdout.splitlines()
     start = next(number for number, line in enumerate(shown) if line.startswith("GROUP"))
-    assert [line.split() for line in shown[start:]] == [
+    assert [line.split()[:-1] for line in shown[start:]] == [
         ["GROUP", "SESSIONS", "SIZE"],
-        ["large", "3", "2.9", "KB"],
-        ["-", "2", "2.0", "KB"],
-        ["small", "1", "1000", "B"],
+        ["large", "3", "2.9", "KB", "50.0", "%"],
+        ["-", "2", "2.0", "KB", "33.3", "%"],
+        ["small", "1", "1000", "B", "16.7", "%"],
     ]
 
 
@@ -322,9 +322,9 @@ def test_stats_json_and_the_event_agree(storage: Path) -> None:
     done = run_tool("stats", "--json", "--storage-dir", storage)
     facts = json.loads(done.stdout)
     summary = event(done.stderr, "storage_manager.stats.summary")
-    assert {name: summary[name] for name in facts if name != "groups"} == {
-        name: value for name, value in facts.items() if name != "groups"
-    }
+    for name in ("groups", "growth", "next"):
+        del facts[name]
+    assert {name: summary[name] for name in facts} == facts
 
 
 def test_looking_changes_nothing(storage: Path) -> None:
@@ -407,3 +407,72 @@ def test_what_is_no_blob_takes_nothing_on_the_disk_wherever_its_key_leads(storag
     facts = counted(storage)
     assert (facts["allocated_bytes"], facts["linked_count"]) == (before, 0)
     assert facts["anomalies"]["corrupt"]["count"] == 4
+
+
+# what comes
+
+
+def test_stats_tells_when_the_store_is_full_and_how_long_the_limit_keeps_a_session(storage: Path) -> None:
+    client = Client(storage)
+    for days in (30, 20, 6, 3, 1):
+        client.save(b"x" * 700, created_at=ago(days=days))
+    facts = counted(storage, MAX_STORAGE_MB="5000B")
+    growth = facts["growth"]
+    assert (growth["days"], growth["session_count"], growth["size_bytes"]) == (7.0, 3, 2100)
+    assert (growth["full_in_days"], growth["keeps_days"]) == (5.0, 16.7)  # 300 bytes a day
+    shown = run_tool("stats", "--storage-dir", storage, env={"GOFR_DIG_MAX_STORAGE_MB": "5000B"}).stdout
+    assert "Growth     300 B a day over the last 7 days\n" in shown
+    assert "at this rate full in 5 d; the limit keeps 17 d of sessions\n" in shown
+
+
+def test_a_store_above_its_limit_keeps_what_the_limit_lets_it(storage: Path) -> None:
+    Client(storage).save(b"x" * 1000, created_at=ago(days=2))
+    facts = counted(storage, MAX_STORAGE_MB="500B")
+    assert (facts["growth"]["days"], facts["growth"]["full_in_days"]) == (pytest.approx(2.0, abs=0.01), 0.0)
+    shown = run_tool("stats", "--storage-dir", storage, env={"GOFR_DIG_MAX_STORAGE_MB": "500B"}).stdout
+    assert "at this rate the limit keeps 24 h of sessions\n" in shown
+
+
+@pytest.mark.parametrize("ages", [[], [0.5], [-9000]])
+def test_a_store_without_a_day_of_sessions_foretells_nothing(storage: Path, ages: list[float]) -> None:
+    write_entries(storage, {})
+    for days in ages:
+        Client(storage).save(created_at=ago(days=days))
+    assert counted(storage)["growth"] is None
+    assert "Growth" not in run_tool("stats", "--storage-dir", storage).stdout
+
+
+@pytest.mark.parametrize(("days", "limit"), [(9, "1G"), (2, "off")])
+def test_without_saves_or_without_a_limit_a_store_is_never_full(storage: Path, days: float, limit: str) -> None:
+    Client(storage).save(created_at=ago(days=days))
+    growth = counted(storage, MAX_STORAGE_MB=limit)["growth"]
+    assert (growth["full_in_days"], growth["keeps_days"]) == (None, None)
+    shown = run_tool("stats", "--storage-dir", storage, env={"GOFR_DIG_MAX_STORAGE_MB": limit}).stdout
+    assert "Growth" in shown and "at this rate" not in shown
+
+
+def test_stats_names_the_sessions_that_go_next(storage: Path) -> None:
+    guids = make_store(storage, 5, size=1000, group="research")
+    facts = counted(storage)
+    assert [item["guid"] for item in facts["next"]] == guids[:3]
+    shown = run_tool("stats", "--storage-dir", storage).stdout
+    assert f"Goes next  {guids[0]}  1000 B  research\n           {guids[1]}" in shown
+    assert counted(storage, MAX_STORAGE_MB="off")["next"] == []
+
+
+def test_stats_shows_the_groups_that_take_most_and_the_others_in_one_row(storage: Path) -> None:
+    for number in range(12):
+        make_store(storage, 1, size=1000 * (number + 1), seed=number, group=f"group-{number:02}")
+    assert len(counted(storage)["groups"]) == 12
+    lines = run_tool("stats", "--storage-dir", storage).stdout.splitlines()
+    rows = lines[lines.index("") + 1 :]
+    assert [row.split()[0] for row in rows[1:9]] == [f"group-{number:02}" for number in range(11, 3, -1)]
+    assert rows[1].split()[1:6] == ["1", "11.7", "KB", "15.4", "%"]
+    assert rows[9].startswith("(4 more; --json names them)") and " 9.8 KB " in rows[9]
+    assert len(rows) == 10
+
+
+def test_stats_shows_where_the_store_is(storage: Path) -> None:
+    make_store(storage, 1)
+    done = run_tool("stats", "--storage-dir", storage.name, cwd=storage.parent)
+    assert done.stdout.startswith(f"Store      {storage}\n")

@@ -112,7 +112,7 @@ def test_everything_includes_sessions_of_the_future(storage: Path) -> None:
 # Asking
 
 
-@pytest.mark.parametrize("answer", ["yes\n", "YES\n", " Yes \n", "y\n", "yes"])
+@pytest.mark.parametrize("answer", ["yes\n", "YES\n", " Yes \n", "yes"])
 def test_yes_deletes_everything(storage: Path, answer: str) -> None:
     make_store(storage, 3)
     done = purge(storage, "--age-days", "0", stdin=answer)
@@ -123,13 +123,33 @@ def test_yes_deletes_everything(storage: Path, answer: str) -> None:
     assert left(storage) == set()
 
 
-@pytest.mark.parametrize("answer", ["no\n", "\n", "n\n", "maybe\n", "yes please\n", "\x00\n"])
+@pytest.mark.parametrize("answer", ["no\n", "\n", "n\n", "y\n", "maybe\n", "yes please\n", "\x00\n"])
 def test_any_other_answer_cancels(storage: Path, answer: str) -> None:
     guids = make_store(storage, 3)
     done = purge(storage, "--age-days", "0", stdin=answer)
     assert done.returncode == 0
     assert done.stdout == "cancelled; nothing was deleted\n"
     assert left(storage) == set(guids)
+
+
+def test_the_question_shows_what_would_go(storage: Path) -> None:
+    make_store(storage, 2, group="a")
+    make_store(storage, 3, group="b", seed=2)
+    done = purge(storage, "--age-days", "0", stdin="no\n")
+    assert "5 sessions, 4.9 KB, from 2026-01-01T00:00:00 to 2026-01-01T02:00:00 UTC, of 2 groups\n" in done.stderr
+    done = purge(storage, "--age-days", "0", "--group", "a", stdin="no\n")
+    assert "2 sessions, 2.0 KB, from 2026-01-01T00:00:00 to 2026-01-01T01:00:00 UTC\n" in done.stderr
+    assert f"This deletes every session of group a in {storage}." in done.stderr
+    (storage / "77777777-7777-4777-8777-777777777777.json").touch()
+    os.utime(storage / "77777777-7777-4777-8777-777777777777.json", (1, 1))
+    done = purge(storage, "--orphans", "--age-days", "0", stdin="no\n")
+    assert "1 orphan, 0 B, from 1970-01-01T00:00:01 to 1970-01-01T00:00:01 UTC\n" in done.stderr
+
+
+def test_a_store_that_is_not_there_is_told_before_anything_is_asked(storage: Path) -> None:
+    done = purge(storage / "absent", "--age-days", "0", stdin="yes\n")
+    assert done.returncode == 1
+    assert "sure" not in done.stderr and "does not exist" in done.stderr
 
 
 def test_the_output_of_a_cancelled_purge_is_json_too_where_json_was_asked_for(storage: Path) -> None:

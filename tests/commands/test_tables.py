@@ -125,3 +125,14 @@ def test_an_outcome_tells_of_what_was_swept_and_what_failed() -> None:
 def test_a_dry_run_speaks_of_what_would_be() -> None:
     text = sentence(outcome(dry_run=True, deleted_count=3, freed_bytes=3, final_bytes=5))
     assert text == "would delete 3 sessions, 3 B; 5 B would remain"
+
+
+def test_a_table_that_is_too_wide_is_cut_in_its_first_column_alone() -> None:
+    rows = [("a name that is far too long", "1", "last"), ("b", "1000", "last")]
+    assert list(table(("NAME", "COUNT>", "X"), rows, 30)) == [
+        "NAME               COUNT  X",
+        "a name that is...      1  last",
+        "b                   1000  last",
+    ]
+    assert list(table(("NAME", "COUNT>", "X"), rows, 10))[1].startswith("a name th...  ")
+    assert list(table(("NAME", "COUNT>", "X"), rows))[1].startswith("a name that is far too long  ")
