@@ -9,7 +9,7 @@ import stat
 import time
 from contextlib import suppress
 
-from storage_manager.base.clef import LOGGER_NAME
+from storage_manager.base.clef import Event
 
 # How often the name is looked up. Somebody else's rotation costs no line: until then they go to the renamed file.
 LOOK_SECS = 1.0
@@ -65,11 +65,9 @@ class LineHandler(logging.Handler):
     def _dropped_notice(self, record: logging.LogRecord) -> logging.LogRecord:
         lines = "line was" if self._dropped == 1 else "lines were"
         message = f"{self._dropped} log {lines} dropped: {self.why_dropped}"
-        notice = logging.LogRecord(LOGGER_NAME, logging.WARNING, "", 0, message, None, None)
-        notice.event = "storage_manager.log_dropped"
-        notice.constants = getattr(record, "constants", "")
-        notice.fields = {"dropped_count": self._dropped}
-        return notice
+        fields: dict[str, object] = {"dropped_count": self._dropped}
+        constants = record.constants if isinstance(record, Event) else ""
+        return Event(logging.WARNING, "storage_manager.log_dropped", message, fields, constants)
 
 
 class LogFile(LineHandler):
@@ -105,21 +103,22 @@ class LogFile(LineHandler):
         super().close()
 
     def _write(self, line: bytes) -> int:
-        if os.fstat(self._fd).st_nlink == 0 or time.monotonic() >= self._look_at:
+        status = os.fstat(self._fd)
+        if status.st_nlink == 0 or time.monotonic() >= self._look_at:
             self._follow()
+            status = os.fstat(self._fd)
         # Once more: another process may have rotated the file since the last look.
-        if self._is_full(line) and not (self._follow() and not self._is_full(line)):
+        if self._is_full(status, line) and not (self._follow() and not self._is_full(os.fstat(self._fd), line)):
             self._rotate()
-        view = memoryview(line)
-        while view:
-            written = os.write(self._fd, view)
+        left = line
+        while left:
+            written = os.write(self._fd, left)
             self._written += written
-            view = view[written:]
-        return len(view)
+            left = left[written:]
+        return len(left)
 
-    def _is_full(self, line: bytes) -> bool:
-        size = os.fstat(self._fd).st_size
-        return size > 0 and size + len(line) > self._most_bytes
+    def _is_full(self, status: os.stat_result, line: bytes) -> bool:
+        return status.st_size > 0 and status.st_size + len(line) > self._most_bytes
 
     def _follow(self) -> bool:
         """Write to what the name leads to from now on. Whether that is another file. Raises OSError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from storage_manager.base.text import printable
@@ -12,8 +13,22 @@ from storage_manager.base.text import printable
 RESULT_DEPTH = 16
 EVENT_DEPTH = 4
 
-compact = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-"""For events. Raises TypeError, ValueError or RecursionError for what is not JSON."""
+_compact = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
+# The encoder makes this anew for each value, which takes as long as encoding an event.
+_chunks: Callable[[Any, int], Iterable[str]] = (
+    json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+        None, _compact.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False
+    )
+    if getattr(json.encoder, "c_make_encoder", None)
+    else lambda value, level: _compact.iterencode(value)
+)
+
+
+def compact(value: Any) -> str:
+    """For events. Raises TypeError, ValueError or RecursionError for what is not JSON."""
+    return "".join(_chunks(value, 0))
+
+
 _spaced = json.JSONEncoder(allow_nan=False).encode
 
 
