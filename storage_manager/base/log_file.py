@@ -65,9 +65,10 @@ class LineHandler(logging.Handler):
     def _dropped_notice(self, record: logging.LogRecord) -> logging.LogRecord:
         lines = "line was" if self._dropped == 1 else "lines were"
         message = f"{self._dropped} log {lines} dropped: {self.why_dropped}"
-        fields: dict[str, object] = {"dropped_count": self._dropped}
         constants = record.constants if isinstance(record, Event) else ""
-        return Event(logging.WARNING, "storage_manager.log_dropped", message, fields, constants)
+        return Event(
+            logging.WARNING, "storage_manager.log_dropped", message, {"dropped_count": self._dropped}, constants
+        )
 
 
 class LogFile(LineHandler):

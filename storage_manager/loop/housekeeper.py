@@ -5,7 +5,6 @@ The one exception is asked for: `max_failures`, so that whoever started it can a
 
 from __future__ import annotations
 
-import gc
 from datetime import datetime
 from typing import Optional
 
@@ -29,6 +28,7 @@ from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, dry_run, run
 from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
+from storage_manager.loop.memory import give_back
 from storage_manager.loop.sighting import Sighting, sight, what_has_gone
 from storage_manager.loop.status import LoopStatus
 from storage_manager.store.snapshot import Snapshot
@@ -97,8 +97,7 @@ def _turns(
                 exit_code=EXIT_FAILED,
             )
             return EXIT_FAILED
-        # The collector is off while a command runs (see cli); what a cycle left goes here.
-        gc.collect()
+        give_back(progress.findings.session_count if progress.findings is not None else 0)
         _sleep(clock, log, status, sleep_secs(clock.monotonic() - started, settings.interval_secs))
         if clock.stop_signal is not None:
             log.info("housekeeper.stopping", f"stopping on {signal_name(clock.stop_signal)}", signal=clock.stop_signal)

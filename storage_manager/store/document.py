@@ -30,7 +30,7 @@ _SMALL_WINDOW_BYTES = 1 << 12
 # How much is given to the decoder at a time: enough to make its start negligible, little enough that the
 # decoded values are still in the processor's cache when they are looked at.
 _BATCH_BYTES = 1 << 17
-_ENTRY_END = b"\n  },"
+_ENTRY_END = re.compile(rb'\}[ \t\n\r]*,[ \t\n\r]*"[0-9A-Fa-f-]{36}"').match
 
 # A text that may be kept in memory for the sake of speed.
 _SMALL_BYTES = 4 << 20
@@ -147,23 +147,32 @@ def visit_members(data: bytes, visit: Visitor) -> None:
     Accepts and refuses exactly what parse() does, and is faster on what the client writes. Of members with
     one key some may not be shown, but always the last. Raises NotJson.
     """
-    if not data.isascii():
-        _require_utf8(data)
     _, base, done = _opening(data)
     try:
         while not done:
-            # The client's entries end like this. A string cannot hold a line break, so this is no string; and
-            # if it were the end of something else, what is cut out there would not decode.
-            cut = data.rfind(_ENTRY_END, base, base + _BATCH_BYTES)
-            if cut < 0:
+            end = _batch_end(data, base)
+            if end is None:
                 break
-            members = _decode(f"{{{data[base : cut + len(_ENTRY_END) - 1].decode()}}}")
-            for key, value in members.items():
+            # If that was not the end of a member after all, what is cut out there does not decode.
+            for key, value in _decode(f"{{{data[base:end].decode()}}}").items():
                 visit(key, value)
-            base = cut + len(_ENTRY_END)
+            base = data.index(_COMMA, end) + 1
     except (ValueError, RecursionError):
         pass  # read with care from here on, which either succeeds or says what is wrong
+    if not data.isascii():
+        _require_utf8(data, base)
     _parse_from(data, base, done, visit)
+
+
+def _batch_end(data: bytes, base: int) -> Optional[int]:
+    """Where the last entry of a batch seems to end, before its comma; None where none does."""
+    stop = base + _BATCH_BYTES
+    while True:
+        stop = data.rfind(_CLOSE, base, stop)
+        if stop < 0:
+            return None
+        if _ENTRY_END(data, stop):
+            return stop + 1
 
 
 def parse(data: bytes) -> Document:
@@ -344,11 +353,11 @@ def _require_end(data: bytes, pos: int) -> None:
         raise NotJson(f"there is more behind the closing brace, at byte {pos}")
 
 
-def _require_utf8(data: bytes) -> None:
+def _require_utf8(data: bytes, base: int = 0) -> None:
     try:
-        data.decode()
+        str(memoryview(data)[base:], "utf-8")
     except UnicodeDecodeError as error:
-        raise NotJson(f"it is not UTF-8 at byte {error.start}") from error
+        raise NotJson(f"it is not UTF-8 at byte {base + error.start}") from error
 
 
 def _member(text: str, pos: int) -> tuple[str, Any, int]:

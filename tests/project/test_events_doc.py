@@ -157,17 +157,19 @@ class Source:
         return [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value is not None]
 
     def made_by_hand(self, function: ast.FunctionDef) -> list[tuple[str, set[str], set[str]]]:
-        """An event put together as `record.event = "..."` and `record.fields = {...}`."""
-        values = {
-            node.targets[0].attr: node.value
+        """An event put together as `Event(level, "...", message, {...}, ...)`."""
+        made = [
+            node.args
             for node in ast.walk(function)
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
-        }
-        key = values.get("event")
-        if not isinstance(key, ast.Constant):
-            return []
-        named = {node.attr.lower() for node in ast.walk(function) if isinstance(node, ast.Attribute)}
-        return [(key.value, dict_keys(values["fields"]), {LEVELS[name] for name in named & set(LEVELS)})]
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func) == "Event"
+            and isinstance(node.args[1], ast.Constant)
+        ]
+        return [
+            (key.value, dict_keys(fields), {LEVELS[ast.unparse(level).lower().rpartition(".")[2]]})
+            for level, key, _, fields, *_ in made
+            if isinstance(key, ast.Constant)
+        ]
 
 
 def branches(expression: ast.expr) -> list[ast.expr]:

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from stores import new_guid
@@ -578,3 +578,26 @@ def test_a_fingerprint_keeps_no_text() -> None:
     fingerprint = parse(b'{"a": {"token": "secret"}, "b": 2}').fingerprint()
     assert list(fingerprint.keys) == ["a", "b"]
     assert b"secret" not in repr(fingerprint).encode()
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("indent", [None, 1, 2, 4])
+def test_entries_in_every_common_spelling_are_decoded_many_at_a_time(
+    indent: Optional[int], ascii_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at a time is several times slower; only what follows the last whole batch is read so."""
+    entries = {
+        f"{number:08x}-0000-4000-8000-000000000000": {"format": "json", "group": "grün", "more": {"a": [number, {}]}}
+        for number in range(8000)
+    }
+    data = as_the_client_writes(list(entries.items()), indent=indent, ascii_only=ascii_only)
+    left: list[int] = []
+    careful = document_module._parse_from
+
+    def spy(data: bytes, base: int, done: bool, visit: Any) -> Any:
+        left.append(len(data) - base)
+        return careful(data, base, done, visit)
+
+    monkeypatch.setattr(document_module, "_parse_from", spy)
+    assert visited(data) == list(entries.items())
+    assert left[0] < document_module._BATCH_BYTES < len(data) / 4
