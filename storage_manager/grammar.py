@@ -103,6 +103,8 @@ def _check(parser: argparse.ArgumentParser) -> None:
         "--adopt-orphans", metavar="GROUP", help="give orphans entries again, in this group, so that they are sessions"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask before a repair")
+    parser.add_argument("--dry-run", action="store_true", help="with --adopt-orphans: say what it would do; do nothing")
+    parser.add_argument("-v", "--verbose", action="store_true", help="name every orphan, with date, age and size")
     _lock_options(parser)
 
 

@@ -53,7 +53,10 @@ FLAGS = {
         "--group", "-v", "--verbose", "--json", "--sort", "--reverse", "--limit", "--older-than", "--larger-than",
     ],
     "stats": ["--group", "--json"],
-    "check": ["--json", "--repair", "--adopt-orphans", "--yes", "--lock-timeout", "--lock-stale-seconds"],
+    "check": [
+        "--json", "--repair", "--adopt-orphans", "--yes", "--dry-run", "-v", "--verbose", "--lock-timeout",
+        "--lock-stale-seconds",
+    ],
     "purge": [
         "--age-days", "--group", "--orphans", "--yes", "--dry-run", "--json", "--lock-timeout", "--lock-stale-seconds",
     ],
