@@ -14,7 +14,7 @@ from storage_manager import __version__
 from storage_manager.base.errors import EXIT_CODES, EXIT_FAILED
 from storage_manager.base.log import LEVELS
 from storage_manager.base.output import Output
-from storage_manager.base.quantity import parse_count, parse_number, parse_size_bytes
+from storage_manager.base.quantity import parse_count, parse_duration_secs, parse_number, parse_size_bytes
 from storage_manager.base.text import printable
 from storage_manager.config import (
     DEFAULT_LOCK_STALE_SECS,
@@ -75,6 +75,20 @@ def _list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group", metavar="G", help="only this group's sessions")
     parser.add_argument("-v", "--verbose", action="store_true", help="a table: created (UTC), age, size, state, group")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--sort",
+        choices=("age", "size", "group", "name"),
+        default="age",
+        help="the oldest first (age, the default), the largest first (size), or from A to Z (group; name, the guid)",
+    )
+    parser.add_argument("--reverse", action="store_true", help="the other way round")
+    parser.add_argument("--limit", metavar="N", type=_by(_at_least_one), help="only the first N")
+    parser.add_argument(
+        "--older-than", metavar="AGE", type=_by(parse_duration_secs), help="only what is as old or older (7d, 12h, 30m)"
+    )
+    parser.add_argument(
+        "--larger-than", metavar="SIZE", type=_by(parse_size_bytes), help="only what is as large or larger (10M, 2GB)"
+    )
 
 
 def _stats(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +103,8 @@ def _check(parser: argparse.ArgumentParser) -> None:
         "--adopt-orphans", metavar="GROUP", help="give orphans entries again, in this group, so that they are sessions"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask before a repair")
+    parser.add_argument("--dry-run", action="store_true", help="with --adopt-orphans: say what it would do; do nothing")
+    parser.add_argument("-v", "--verbose", action="store_true", help="name every orphan, with date, age and size")
     _lock_options(parser)
 
 

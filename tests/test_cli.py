@@ -49,9 +49,14 @@ ONE_SHOTS = [
 ]
 
 FLAGS = {
-    "list": ["--group", "-v", "--verbose", "--json"],
+    "list": [
+        "--group", "-v", "--verbose", "--json", "--sort", "--reverse", "--limit", "--older-than", "--larger-than",
+    ],
     "stats": ["--group", "--json"],
-    "check": ["--json", "--repair", "--adopt-orphans", "--yes", "--lock-timeout", "--lock-stale-seconds"],
+    "check": [
+        "--json", "--repair", "--adopt-orphans", "--yes", "--dry-run", "-v", "--verbose", "--lock-timeout",
+        "--lock-stale-seconds",
+    ],
     "purge": [
         "--age-days", "--group", "--orphans", "--yes", "--dry-run", "--json", "--lock-timeout", "--lock-stale-seconds",
     ],
@@ -426,6 +431,15 @@ def test_on_a_terminal_a_one_shot_command_shows_warnings_only_and_as_text(storag
     exit_code, stdout, shown = on_terminal("list", "--storage-dir", storage / "empty")
     assert (exit_code, stdout) == (0, "")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d WARNING .*sessions\?\n", shown)
+
+
+def test_a_table_with_a_limit_says_on_a_terminal_alone_how_many_are_not_shown(storage: Path) -> None:
+    make_store(storage, 5, size=1000)
+    asked = ("list", "-v", "--limit", "2", "--storage-dir", storage)
+    assert on_terminal(*asked, both=True)[2].splitlines()[-1] == "3 more, 2.9 KB, are not shown (--limit)"
+    assert len(run_tool(*asked).stdout.splitlines()) == 3
+    for more in ("--json", "--limit=5"):
+        assert "not shown" not in on_terminal(*asked, more, both=True)[2]
 
 
 def test_on_a_terminal_a_failure_is_one_line_of_text(tmp_path: Path) -> None:

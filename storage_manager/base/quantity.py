@@ -17,6 +17,11 @@ _UNITS = {"": BYTES_PER_MB, "b": 1}
 for _power, _letter in enumerate("kmgtpe", start=1):
     _UNITS.update({f"{_letter}{_rest}": 1024**_power for _rest in ("", "b", "i", "ib")})
 
+# Small letters only: an M might be meant as months.
+_DURATION_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+# Longer than any store has existed; and the calendar still has a date that long ago.
+LONGEST_DURATION_SECS = 100 * 366 * 86_400
+
 
 def parse_number(text: str, at_least: float = 0.0, at_most: float = math.inf) -> float:
     """A finite decimal number. Raises ValueError with what is wrong with it."""
@@ -62,6 +67,25 @@ def parse_size_bytes(text: str) -> int:
     if size < 1:
         raise ValueError("it is less than one byte")
     return int(size)
+
+
+def parse_duration_secs(text: str) -> float:
+    """A length of time above zero in seconds: a number and its unit (7d, 12h, 30m, 2w, 1.5 h), up to 100 years.
+
+    Raises ValueError with what is wrong with it. A number without a unit is refused: each reader would take another.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("it is not a length of time such as 7d, 12h, 30m or 2w")
+    unit = match.group(3)
+    if not unit:
+        raise ValueError("it has no unit: write s, m, h, d or w behind it, such as 7d")
+    if unit not in _DURATION_UNITS:
+        raise ValueError(f"{unit} is not a unit; use s, m, h, d or w, such as 7d")
+    secs = parse_positive(match.group(1)) * _DURATION_UNITS[unit]
+    if secs > LONGEST_DURATION_SECS:
+        raise ValueError("it is longer than 100 years")
+    return secs
 
 
 def size(size_bytes: int) -> str:

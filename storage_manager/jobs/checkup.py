@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Optional
 
@@ -12,6 +12,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
 from storage_manager.jobs import plan
+from storage_manager.jobs.orphans import Adoptable, adoptable
 from storage_manager.store.directory import Store, open_store
 from storage_manager.store.holder import Holding, LockState, lock_state
 from storage_manager.store.inventory import IN_FLIGHT_AGE
@@ -26,6 +27,7 @@ from storage_manager.store.snapshot import (
     ORPHAN,
     UNREADABLE,
     Anomaly,
+    Session,
     Snapshot,
 )
 from storage_manager.store.survey import EXAMPLES, Totals, future_examples, take_snapshot
@@ -83,6 +85,8 @@ class Checkup(NamedTuple):
 
     findings: list[Finding]
     totals: Totals
+    orphans: Sequence[Anomaly] = ()
+    """All of them, and the blobs in flight, oldest first."""
 
     @property
     def is_clean(self) -> bool:
@@ -105,6 +109,36 @@ def check_up(storage_dir: str, lock_stale_secs: float, clock: Clock, log: EventL
 
     Raises StoreMissing, StoreError, MetadataCorrupt, Interrupted.
     """
+    return _judge(_look(storage_dir, lock_stale_secs, clock, log))
+
+
+def foresee_adoption(
+    storage_dir: str, lock_stale_secs: float, clock: Clock, log: EventLog
+) -> tuple[Checkup, Adoptable]:
+    """What an adoption would come to, and what check_up() would find after it. Otherwise like check_up().
+
+    Not foreseen: a run that is at work, what the client does meanwhile, and calls that fail.
+    """
+    look = _look(storage_dir, lock_stale_secs, clock, log)
+    # An orphan has no entry but, maybe, one that is about another blob of its guid: a session's.
+    choice = adoptable(look.snapshot.anomalies, (session.guid for session in look.snapshot.sessions))
+    if choice.orphans or choice.left:  # otherwise nothing would be locked, and nothing recovered
+        look = _after(look, choice.orphans)
+    return _judge(look), choice
+
+
+class _Look(NamedTuple):
+    """What the findings are made of."""
+
+    snapshot: Snapshot
+    totals: Totals
+    lock: Optional[LockState]
+    is_busy: bool
+    """Whether a run was at work."""
+    now: datetime
+
+
+def _look(storage_dir: str, lock_stale_secs: float, clock: Clock, log: EventLog) -> _Look:
     with open_store(storage_dir) as store:
         before = lock_state(store, clock, lock_stale_secs)
         snapshot, totals = take_snapshot(storage_dir, clock, log)
@@ -112,8 +146,42 @@ def check_up(storage_dir: str, lock_stale_secs: float, clock: Clock, log: EventL
         leftovers = {name: size for name, size in snapshot.leftovers.items() if _is_there(store, name)}
         lock = lock_state(store, clock, lock_stale_secs)
     is_busy = any(state is not None and state.holding is Holding.HELD for state in (before, lock))
-    anomalies = _anomalies(snapshot, clock.now(), is_busy)
-    return Checkup([*anomalies, *_files(leftovers, is_busy), *_drift(snapshot), *_lock(lock)], totals)
+    return _Look(snapshot._replace(leftovers=leftovers), totals, lock, is_busy, clock.now())
+
+
+def _after(look: _Look, adopted: Sequence[Session]) -> _Look:
+    """The same after an adoption, which also recovers what dead runs have left, but for unfinished metadata."""
+    snapshot, names = look.snapshot, {orphan.blob_name for orphan in adopted}
+    is_taken_over = look.lock is not None and look.lock.holding is Holding.LEFT_OVER
+    return look._replace(
+        snapshot=snapshot._replace(
+            anomalies=[anomaly for anomaly in snapshot.anomalies if anomaly.name not in names],
+            leftovers={name: size for name, size in snapshot.leftovers.items() if name.startswith(ASIDE_PREFIX)},
+        ),
+        totals=look.totals._replace(session_count=look.totals.session_count + len(adopted)),
+        lock=None if is_taken_over else look.lock,
+    )
+
+
+def _judge(look: _Look) -> Checkup:
+    snapshot = look.snapshot
+    findings = [
+        *_anomalies(snapshot, look.now, look.is_busy),
+        *_files(snapshot.leftovers, look.is_busy),
+        *_drift(snapshot),
+        *_lock(look.lock),
+    ]
+    orphans = [anomaly for anomaly in snapshot.anomalies if anomaly.kind in (ORPHAN, IN_FLIGHT)]
+    orphans.sort(key=Anomaly.as_session)
+    return Checkup(findings, look.totals, orphans)
+
+
+def orphan_from(blob: Anomaly) -> datetime:
+    """When a blob without an entry counts as an orphan: before, it may be in flight."""
+    try:
+        return blob.as_session().created_at + IN_FLIGHT_AGE
+    except OverflowError:  # at the end of the calendar
+        return datetime.max
 
 
 def _is_there(store: Store, name: str) -> bool:

@@ -61,9 +61,9 @@ class Adoptable(NamedTuple):
     """Which orphans can have entries of their own."""
 
     orphans: Sequence[Session]
-    """Oldest first."""
+    """Oldest first, as `left`."""
     left: Sequence[Anomaly]
-    """Those that no entry could name, or whose guid is taken by another blob."""
+    """Those that no entry could name, or whose guid is taken by another blob. `detail` says which."""
 
 
 def adoptable(anomalies: Iterable[Anomaly], taken: Iterable[str]) -> Adoptable:
@@ -77,11 +77,15 @@ def adoptable(anomalies: Iterable[Anomaly], taken: Iterable[str]) -> Adoptable:
         guid = anomaly.name[:GUID_LENGTH]
         if anomaly.kind != ORPHAN:
             continue
-        if count[guid] == 1 and guid not in keys and is_format(anomaly.name[GUID_LENGTH + 1 :]):
-            chosen.append(anomaly.as_session())
+        if count[guid] > 1:
+            left.append(anomaly._replace(detail="several blobs have this guid"))
+        elif guid in keys:
+            left.append(anomaly._replace(detail="this guid has an entry already"))
+        elif not is_format(anomaly.name[GUID_LENGTH + 1 :]):
+            left.append(anomaly._replace(detail="no entry can have this name"))
         else:
-            left.append(anomaly)
-    return Adoptable(sorted(chosen), left)
+            chosen.append(anomaly.as_session())
+    return Adoptable(sorted(chosen), sorted(left, key=Anomaly.as_session))
 
 
 def entries_text(orphans: Iterable[Session], group: str) -> bytes:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime, timedelta
 from typing import Any, Callable
 
 import pytest
 
 from storage_manager.base.quantity import (
     LARGEST_SIZE_BYTES,
+    LONGEST_DURATION_SECS,
     parse_count,
+    parse_duration_secs,
     parse_number,
     parse_positive,
     parse_size_bytes,
@@ -30,7 +33,7 @@ def short(value: object) -> str:
 
 
 @pytest.mark.parametrize("text", NO_NUMBERS, ids=short)
-@pytest.mark.parametrize("parse", [parse_number, parse_positive, parse_count, parse_size_bytes])
+@pytest.mark.parametrize("parse", [parse_number, parse_positive, parse_count, parse_size_bytes, parse_duration_secs])
 def test_what_is_no_plain_number_is_refused_in_words(parse: Callable[[str], Any], text: str) -> None:
     with pytest.raises(ValueError) as refusal:
         parse(text)
@@ -135,6 +138,35 @@ def test_a_size_has_an_upper_and_a_lower_end() -> None:
     for text in ("0.9b", "1e-9", "1e-300", "0.0000001"):
         with pytest.raises(ValueError, match="less than one byte"):
             parse_size_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "secs"),
+    [
+        ("7d", 604_800), ("12h", 43_200), ("30m", 1800), ("30min", 1800), ("2w", 1_209_600), ("45s", 45),
+        ("1.5 h", 5400), (" 1d\n", 86_400), ("+1d", 86_400), (".5m", 30), ("1e2s", 100), ("36500d", 36_500 * 86_400),
+    ],
+)  # fmt: skip
+def test_a_length_of_time_has_a_unit(text: str, secs: float) -> None:
+    assert parse_duration_secs(text) == secs
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("7", "write s, m, h, d or w behind it, such as 7d"), ("7D", "D is not a unit"), ("1M", "use s, m, h, d or w"),
+        ("7days", "days is not a unit"), ("0d", "greater than 0"), ("1e-400s", "greater than 0"),
+        ("101w1d", "such as 7d, 12h"), ("-7d", "such as 7d"), ("a week", "such as 7d"), ("36601d", "longer than 100"),
+        ("1e308w", "longer than 100"), ("1e400s", "too large"),
+    ],
+)  # fmt: skip
+def test_what_is_no_length_of_time_is_refused_with_the_remedy(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse_duration_secs(text)
+
+
+def test_the_longest_time_can_be_taken_from_any_present() -> None:
+    assert datetime(1970, 1, 1) - timedelta(seconds=LONGEST_DURATION_SECS) > datetime.min
 
 
 def test_every_number_is_finite() -> None:

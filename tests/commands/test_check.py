@@ -235,6 +235,65 @@ def test_a_missing_directory_is_an_error(storage: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
 
 
+# Every orphan
+
+
+def test_verbose_names_every_orphan_with_date_age_and_size_oldest_first(storage: Path) -> None:
+    rng = random.Random(5)
+    made = [put(storage, f"{new_guid(rng)}.json", b"x" * 2048, LONG_AGO + 60 * number).name for number in range(7)]
+    shown = check(storage, "--verbose").stdout
+    start = shown.splitlines().index("")
+    header, *rows, end, sentence = shown.splitlines()[start + 1 :]
+    assert header.split() == ["BLOB", "WITHOUT", "AN", "ENTRY", "MODIFIED", "(UTC)", "AGE", "SIZE"]
+    assert [row.split()[0] for row in rows] == made and (end, sentence) == ("", "7 orphans")
+    assert rows[1].split()[1:3] == ["2023-11-14", "22:14"] and rows[1].split()[4:] == ["d", "2.0", "KB"]
+    assert all(len(line) <= 80 for line in [header, *rows])
+    assert [shown.count(name) for name in made] == [1] * 7 and "    ..." not in shown
+    assert shown == check(storage, "-v").stdout
+
+
+def test_verbose_says_of_a_young_one_from_when_it_counts(storage: Path) -> None:
+    now = time.time()
+    put(storage, f"{ORPHAN}.json", mtime=now - 300)
+    put(storage, f"{ORPHAN}.md", mtime=now + 86_400)
+    done = check(storage, "--verbose")
+    for name, modified, age in ((f"{ORPHAN}.json", now - 300, "5 min"), (f"{ORPHAN}.md", now + 86_400, "future")):
+        counts_from = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(modified + 600))
+        [place] = [number for number, line in enumerate(done.stdout.splitlines()) if line.startswith(name)]
+        row, young = done.stdout.splitlines()[place : place + 2]
+        assert f" {age}  " in row and young == f"    in flight: counts as an orphan from {counts_from} UTC"
+
+
+def test_verbose_of_a_store_without_orphans_says_no_more(storage: Path) -> None:
+    make_store(storage, 1)
+    make_dangling(storage)
+    assert check(storage, "--verbose").stdout == check(storage).stdout
+
+
+def test_as_json_every_orphan_is_named_where_it_is_asked_for(storage: Path) -> None:
+    put(storage, f"{ORPHAN}.json")
+    assert look(storage)["orphans"] is None
+    assert look(storage, "--verbose")["orphans"] == [
+        {
+            "name": f"{ORPHAN}.json",
+            "state": "orphan",
+            "modified_at": "2023-11-14T22:13:20Z",
+            "orphan_from": "2023-11-14T22:23:20Z",
+            "size_bytes": 7,
+        }
+    ]
+
+
+@pytest.mark.parametrize("mtime", [-62_135_596_800, 253_402_300_799, 1e17])
+def test_verbose_bears_the_ends_of_the_calendar(storage: Path, mtime: float) -> None:
+    try:
+        put(storage, f"{ORPHAN}.json", mtime=mtime)
+    except OSError:
+        pytest.skip("this file system cannot keep such a time")
+    assert f"{ORPHAN}.json" in check(storage, "--verbose").stdout
+    assert len(look(storage, "--verbose")["orphans"]) == 1
+
+
 # Beside a run
 
 
@@ -444,6 +503,84 @@ def test_text_that_is_kept_is_named(storage: Path) -> None:
     done = check(storage, "--repair", "--yes")
     assert done.returncode == 1 and f"kept {TORN}: " in done.stdout
     assert event(done.stderr, "storage_manager.repair.summary")["kept_count"] == 1
+
+
+# Its dry run
+
+TWIN = "55555555-5555-4555-8555-555555555555"
+
+
+def test_a_dry_run_names_what_would_be_adopted_and_changes_nothing(storage: Path) -> None:
+    guids = make_store(storage, 1)
+    for name in (f"{ORPHAN}.json", f"{TWIN}.json", f"{TWIN}.md", f"{guids[0]}.md", f"{TWIN[:-1]}6.JSON"):
+        put(storage, name)
+    before = image(storage), os.stat(storage).st_mtime_ns
+    done = check(storage, "--adopt-orphans", "lost", "--dry-run")
+    assert (image(storage), os.stat(storage).st_mtime_ns) == before
+    first, *rest = done.stdout.splitlines()
+    assert first == f"adopt   {ORPHAN}.json  2023-11-14 22:13        7 B"
+    left = dict(zip((line.split()[1] for line in rest[:8:2]), map(str.strip, rest[1:8:2])))
+    assert left == {
+        f"{TWIN}.json": "several blobs have this guid",
+        f"{TWIN}.md": "several blobs have this guid",
+        f"{guids[0]}.md": "this guid has an entry already",
+        f"{TWIN[:-1]}6.JSON": "no entry can have this name",
+    }
+    assert rest[8] == "would adopt 1 orphan, 7 B; 4 would be left"
+    assert (done.returncode, rest[-1]) == (1, "would remain: 4 orphans")
+    told = event(done.stderr, "storage_manager.check.summary")
+    assert (told["dry_run"], told["kinds"], told["@m"]) == (True, {"orphan": 4}, "would remain: 4 orphans")
+    assert not [item for item in events(done.stderr) if "adopt" in item["event"]]
+
+
+def test_a_dry_run_of_a_store_that_would_be_clean_ends_with_0(storage: Path) -> None:
+    make_store(storage, 2)
+    put(storage, f"{ORPHAN}.json")
+    done = check(storage, "--adopt-orphans", "lost", "--dry-run")
+    assert done.returncode == 0 and done.stdout.endswith("would adopt 1 orphan, 7 B\nwould be clean: 3 sessions\n")
+
+
+def adoption(found: dict[str, Any]) -> dict[str, Any]:
+    """What a dry run has to foresee."""
+    keys = ("clean", "exit_code", "session_count", "usage_bytes", "adopted_count", "adopted_bytes", "left_count")
+    return {**{key: found[key] for key in keys}, "kinds": kinds(found)}
+
+
+@pytest.mark.parametrize("orphan", ["json", "JSON", None])
+@pytest.mark.parametrize(
+    "make",
+    [None, make_dangling, make_corrupt, make_draft, make_previous, make_torn, make_dead_lock, make_drift],
+)  # fmt: skip
+def test_a_dry_run_foresees_what_the_adoption_comes_to(storage: Path, make: Any, orphan: str | None) -> None:
+    make_store(storage, 3)
+    if make is not None:
+        make(storage)
+    if orphan is not None:
+        put(storage, f"{ORPHAN}.{orphan}")
+    put(storage, f"{TWIN}.json", mtime=time.time())
+    foreseen = look(storage, "--adopt-orphans", "lost", "--dry-run")
+    done = look(storage, "--adopt-orphans", "lost")
+    assert adoption(foreseen) == adoption(done)
+    assert (foreseen["dry_run"], done["dry_run"], done["plan"]) == (True, False, None)
+    assert len(foreseen["plan"]) == done["adopted_count"] + done["left_count"]
+
+
+def test_a_dry_run_can_be_made_beside_a_run(storage: Path) -> None:
+    make_store(storage, 3)
+    put(storage, f"{ORPHAN}.json")
+    with running(storage):
+        before = image(storage)
+        assert look(storage, "--adopt-orphans", "lost", "--dry-run")["adopted_count"] == 1
+        assert image(storage) == before
+
+
+def test_a_repair_has_no_dry_run(storage: Path) -> None:
+    make_store(storage, 2)
+    make_dangling(storage)
+    done = check(storage, "--repair", "--yes", "--dry-run")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "`check` shows" in event(done.stderr, "storage_manager.command_failed")["@m"]
+    assert len(read_entries(storage)) == 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

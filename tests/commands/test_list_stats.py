@@ -161,6 +161,97 @@ def test_list_summary_counts_real_bytes(storage: Path) -> None:
     assert (summary["storage_dir"], summary["group"]) == (str(storage), None)
 
 
+# list: which sessions, in which order
+
+
+def make_mixed(storage: Path) -> dict[str, str]:
+    """Five sessions of different age, size and group, and a dangling entry, by a name for each."""
+    client = Client(storage)
+    guids = {}
+    for name, days, size, group in (
+        ("oldest", 40, 300, "b"), ("gone", 30, 1, "a"), ("large", 20, 3000, None), ("twin", 10, 300, "a"),
+        ("small", 5, 10, "b"), ("new", 1, 2000, "a"),
+    ):  # fmt: skip
+        guids[name] = client.save(b"x" * size, group, ago(days=days))
+    (storage / f"{guids['gone']}.json").unlink()
+    return guids
+
+
+def names(storage: Path, guids: dict[str, str], *arguments: str) -> str:
+    done = run_tool("list", "--storage-dir", storage, *arguments)
+    assert done.returncode == 0
+    called = {guid: name for name, guid in guids.items()}
+    return " ".join(called[guid] for guid in done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ("", "oldest gone large twin small new"),
+        ("--sort age", "oldest gone large twin small new"),
+        ("--reverse", "new small twin large gone oldest"),
+        ("--sort size", "large new oldest twin small gone"),
+        ("--sort size --reverse", "gone small twin oldest new large"),
+        ("--sort group", "gone twin new oldest small large"),
+        ("--sort size --limit 2", "large new"),
+        ("--limit 99", "oldest gone large twin small new"),
+        ("--older-than 10d", "oldest gone large twin"),
+        ("--older-than 239h", "oldest gone large twin"),
+        ("--older-than 41d", ""),
+        ("--larger-than 300B", "oldest large twin new"),
+        ("--larger-than 0.5K --older-than 2w", "large"),
+        ("--larger-than 301B", "large new"),
+        ("--group a --sort size", "new twin gone"),
+        ("--group a --older-than 5d --limit 1 --reverse", "twin"),
+    ],
+)
+def test_list_in_the_order_and_with_the_limits_that_are_asked_for(storage: Path, arguments: str, shown: str) -> None:
+    assert names(storage, make_mixed(storage), *arguments.split()) == shown
+
+
+def test_list_by_name_is_in_the_order_of_the_guids(storage: Path) -> None:
+    guids = make_mixed(storage).values()
+    assert run_tool("list", "--sort", "name", "--storage-dir", storage).stdout.split() == sorted(guids)
+
+
+def test_list_in_another_order_is_the_same_as_json_and_as_a_table(storage: Path) -> None:
+    make_mixed(storage)
+    asked = ("--sort", "size", "--limit", "3", "--larger-than", "5B")
+    guids = run_tool("list", "--storage-dir", storage, *asked).stdout.split()
+    assert [item["guid"] for item in listed(storage, *asked)] == guids and len(guids) == 3
+    rows = run_tool("list", "-v", "--storage-dir", storage, *asked).stdout.splitlines()
+    assert [row.split()[0] for row in rows] == ["GUID", *guids]
+
+
+def test_list_older_than_names_what_a_purge_of_that_age_would_delete(storage: Path) -> None:
+    make_mixed(storage)
+    Client(storage).save(created_at=ago(days=-5))
+    purged = run_tool("purge", "--age-days", "10", "--dry-run", "--json", "--storage-dir", storage)
+    planned = {item["guid"] for item in json.loads(purged.stdout)["plan"]}
+    assert {item["guid"] for item in listed(storage, "--older-than", "10d")} == planned and len(planned) == 4
+
+
+def test_list_summary_counts_what_matches_whether_it_is_shown_or_not(storage: Path) -> None:
+    make_mixed(storage)
+    done = run_tool("list", "--older-than", "20d", "--limit", "1", "--storage-dir", storage)
+    summary = event(done.stderr, "storage_manager.list.summary")
+    assert (summary["item_count"], summary["dangling_count"], summary["total_bytes"]) == (2, 1, 3300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--older-than 7", "'7': it has no unit: write s, m, h, d or w behind it, such as 7d"),
+        ("--larger-than 7x", "'7x': x is not a unit"),
+        ("--limit 0", "'0': it must be at least 1"),
+        ("--sort date", "invalid choice: 'date'"),
+    ],
+)
+def test_list_says_what_is_wrong_with_a_limit_and_how_it_is_written(storage: Path, arguments: str, told: str) -> None:
+    done = run_tool("list", *arguments.split(), "--storage-dir", storage)
+    assert (done.returncode, done.stdout) == (64, "") and told in done.stderr
+
+
 # stats
 
 
