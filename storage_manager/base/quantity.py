@@ -14,6 +14,11 @@ _NUMBER = re.compile(r"\+?(\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,4
 _SIZE = re.compile(rf"({_NUMBER.pattern})\s*([A-Za-z]*)", re.ASCII)
 _UNITS = {"": BYTES_PER_MB, "b": 1}
 
+# A longer look back than a hundred years is a slip of the keyboard.
+LONGEST_DURATION_SECS = 100 * 366 * 86_400.0
+_DURATION = re.compile(rf"({_NUMBER.pattern})\s*([A-Za-z]*)", re.ASCII)
+_UNIT_SECS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
 for _power, _letter in enumerate("kmgtpe", start=1):
     _UNITS.update({f"{_letter}{_rest}": 1024**_power for _rest in ("", "b", "i", "ib")})
 
@@ -62,6 +67,21 @@ def parse_size_bytes(text: str) -> int:
     if size < 1:
         raise ValueError("it is less than one byte")
     return int(size)
+
+
+def parse_duration_secs(text: str) -> float:
+    """A length of time above zero in seconds, always with its unit (30m, 12h, 7d, 2w). Raises ValueError."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("it is not a duration such as 30m, 12h, 7d or 2w")
+    unit_secs = _UNIT_SECS.get(match.group(3).lower())
+    if unit_secs is None:
+        what = f"{match.group(3)} is not a unit of time" if match.group(3) else "it has no unit"
+        raise ValueError(f"{what}; use s, m, h, d or w")
+    secs = parse_positive(match.group(1)) * unit_secs
+    if secs > LONGEST_DURATION_SECS:
+        raise ValueError("it is longer than 100 years")
+    return secs
 
 
 def size(size_bytes: int) -> str:

@@ -10,6 +10,7 @@ import pytest
 from storage_manager.base.quantity import (
     LARGEST_SIZE_BYTES,
     parse_count,
+    parse_duration_secs,
     parse_number,
     parse_positive,
     parse_size_bytes,
@@ -140,3 +141,28 @@ def test_a_size_has_an_upper_and_a_lower_end() -> None:
 def test_every_number_is_finite() -> None:
     for text in ("1", "1e308", "0", "1e-320"):
         assert math.isfinite(parse_number(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "secs"),
+    [("30m", 1800), ("12h", 43_200), ("7d", 604_800), (" 2W ", 1_209_600), ("1.5 h", 5400), ("90s", 90)],
+)
+def test_a_duration_is_a_number_with_its_unit(text: str, secs: float) -> None:
+    assert parse_duration_secs(text) == secs
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("7", "it has no unit; use s, m, h, d or w"),
+        ("7y", "y is not a unit of time; use s, m, h, d or w"),
+        ("-7d", "it is not a duration such as 30m, 12h, 7d or 2w"),
+        ("d", "it is not a duration such as 30m, 12h, 7d or 2w"),
+        ("0d", "it must be greater than 0"),
+        ("1e400w", "it is too large"),
+        ("9999999d", "it is longer than 100 years"),
+    ],
+)
+def test_what_is_no_duration_is_refused_in_words(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_duration_secs(text)
