@@ -32,7 +32,7 @@ LONGEST_LOCK_STALE_SECS = 366 * 24 * 3600.0
 NAMES = (
     "STORAGE", "STORAGE_DIR", "DATA_DIR", "ENV", "MAX_STORAGE_MB", "HOUSEKEEPING_INTERVAL_MINS",
     "HOUSEKEEPER_LOCK_STALE_SECONDS", "HOUSEKEEPER_HEARTBEAT_FILE", "LOG_LEVEL", "LOG_JSON", "LOG_FILE", "METRICS_FILE",
-    "SEQ_URL", "SEQ_API_KEY",
+    "HISTORY_FILE", "SEQ_URL", "SEQ_API_KEY",
 )  # fmt: skip
 _LIMIT = "MAX_STORAGE_MB"
 
@@ -90,6 +90,9 @@ class Settings(NamedTuple):
     heartbeat_file: str
     """What the loop replaces at each turn, and `health` reads."""
     metrics_file: Optional[str]
+    history_file: Optional[str]
+    """As it is set: `off`, a file, or None for one in the temporary directory."""
+    temporary_dir: str
     notify_socket: Optional[str]
     """Where a service manager wants to be told, as systemd names it."""
     watchdog_secs: Optional[float]
@@ -135,6 +138,8 @@ def read_settings(
         seq=reader.seq(),
         heartbeat_file=reader.text("HOUSEKEEPER_HEARTBEAT_FILE") or reader.heartbeat_file(directory),
         metrics_file=reader.text("METRICS_FILE"),
+        history_file=reader.text("HISTORY_FILE"),
+        temporary_dir=reader.temporary_dir(),
         notify_socket=environ.get("NOTIFY_SOCKET") or None,
         watchdog_secs=_watchdog_secs(environ),
         prefix=reader.prefix,
@@ -158,6 +163,12 @@ def absolute(path: str) -> str:
         return os.path.abspath(path)
     except OSError:
         return path
+
+
+def default_file(directory: str, storage_dir: str, kind: str) -> str:
+    """A name of its own for each user, store and kind of file."""
+    checksum = binascii.crc32(storage_dir.encode("utf-8", "surrogatepass"))
+    return os.path.join(directory, f"storage_manager-{os.geteuid()}-{checksum:08x}.{kind}")
 
 
 def heartbeats_beside(path: str) -> list[str]:
@@ -283,10 +294,11 @@ class _Reader:
 
     def heartbeat_file(self, storage_dir: str) -> str:
         """A name of its own for each user and store, which `health` finds again."""
+        return default_file(self.temporary_dir(), absolute(storage_dir), "heartbeat")
+
+    def temporary_dir(self) -> str:
         directory = self._environ.get("TMPDIR", "")
-        checksum = binascii.crc32(absolute(storage_dir).encode("utf-8", "surrogatepass"))
-        name = f"storage_manager-{os.geteuid()}-{checksum:08x}.heartbeat"
-        return os.path.join(directory if os.path.isabs(directory) else "/tmp", name)
+        return directory if os.path.isabs(directory) else "/tmp"
 
     def _fall_back(self, variable: str, value: str, default: str, reason: str, is_error: bool = False) -> None:
         self.fallbacks.append(Fallback(variable, printable(value, 80), default, reason, is_error))

@@ -16,12 +16,14 @@ from storage_manager.base.log import LEVELS
 from storage_manager.base.output import Output
 from storage_manager.base.quantity import parse_count, parse_duration_secs, parse_number, parse_size_bytes
 from storage_manager.base.text import printable
+from storage_manager.base.times import parse_since
 from storage_manager.config import (
     DEFAULT_LOCK_STALE_SECS,
     DEFAULT_PREFIX,
     DEFAULT_STORAGE_DIR,
     SHORTEST_LOCK_STALE_SECS,
 )
+from storage_manager.store.names import is_guid
 
 Value = TypeVar("Value")
 
@@ -40,6 +42,8 @@ class Command(NamedTuple):
     """Events that a person at a terminal need not see, because the result says the same."""
     only_tells: bool = False
     """Whether it is of no use without its output."""
+    examples: str = ""
+    """Lines for the end of its help."""
 
 
 def _by(parse: Callable[[str], Value]) -> Callable[[str], Value]:
@@ -167,6 +171,32 @@ def _health(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
+def _history(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--since",
+        metavar="WHEN",
+        type=_by(parse_since),
+        help="only what a run did since then: 7d, 12h, 30m, 2w, or a date",
+    )
+    parser.add_argument("--session", metavar="GUID", type=_by(_guid), help="what became of this session")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _guid(text: str) -> str:
+    if is_guid(text) is None:
+        raise ValueError("it is not a guid such as 0b9e2f6c-8d0c-4a53-9f0e-3c1d6a7b5e42")
+    return text
+
+
+_HISTORY_EXAMPLES = """\
+examples:
+  history                      every run that deleted something, one a line
+  history --since 7d           those of the last seven days (also 12h, 30m, 2w)
+  history --since 2026-11-20   those since that day began, in UTC
+  history --session 0b9e2f6c-8d0c-4a53-9f0e-3c1d6a7b5e42
+                               what became of that session, and why
+"""
+
 _TOLD_BY_CHECK = ("storage_manager.anomaly", "storage_manager.storage_suspect", "storage_manager.check.summary")
 
 COMMANDS = (
@@ -183,6 +213,14 @@ COMMANDS = (
     Command("prune-size", "delete the oldest sessions until the store is within a size", _prune_size, "prune_size"),
     Command(
         "run-loop", "keep the store within its limit for ever, configured by the environment", _run_loop, "run_loop"
+    ),
+    Command(
+        "history",
+        "what was deleted, when, and why: one run a line, or what became of one session",
+        _history,
+        "history",
+        only_tells=True,
+        examples=_HISTORY_EXAMPLES,
     ),
     Command("health", "whether run-loop does its work: one sentence, exit code 0 or 1", _health, "health", quiet=True),
 )
@@ -227,7 +265,12 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(
-            command.name, help=command.help, description=command.help.capitalize() + ".", allow_abbrev=False
+            command.name,
+            help=command.help,
+            description=command.help.capitalize() + ".",
+            epilog=command.examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         command.add_options(subparser)
         # Without a default of its own: it must not overwrite what was given before the command.

@@ -65,6 +65,7 @@ FLAGS = {
         "--yes", "--lock-timeout", "--lock-stale-seconds",
     ],
     "run-loop": ["--once", "--dry-run", "--max-failures"],
+    "history": ["--since", "--session", "--json"],
     "health": ["--json"],
 }  # fmt: skip
 GLOBAL_FLAGS = ["--storage-dir", "--data-root", "--gofr-dig-env", "--log-format", "--log-level", "--help"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
-from typing import Any, Optional
+from typing import Any, Optional, Union
+
+from storage_manager.base.quantity import parse_duration_secs
 
 _ISO_TIME = re.compile(
     r"(\d{4})-?(\d\d)-?(\d\d)"
@@ -58,6 +60,16 @@ def _parse_iso(text: str) -> Optional[datetime]:
         return None
     east = timedelta(hours=hours, minutes=minutes, seconds=seconds)
     return moment - east if sign == "+" else moment + east
+
+
+def parse_since(text: str) -> Union[float, datetime]:
+    """How far to look back: a duration in seconds, or a moment as parse_time() takes it. Raises ValueError."""
+    moment = parse_time(text)
+    if moment is not None:
+        return moment
+    if "-" in text or ":" in text:
+        raise ValueError("it is no date; write 2026-11-20, 2026-11-20T03:00 (UTC), or a duration such as 7d or 12h")
+    return parse_duration_secs(text)
 
 
 def utc_text(moment: datetime) -> str:

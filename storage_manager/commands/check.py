@@ -16,6 +16,7 @@ from storage_manager.commands.outcome import confirmed
 from storage_manager.jobs.checkup import LEFTOVER, Checkup, check_up, foresee_adoption, orphan_from, summary
 from storage_manager.jobs.orphans import Adoptable
 from storage_manager.jobs.repair import Adoption, Repair, Terms, adopt, repair
+from storage_manager.loop.history_file import writable_history_file
 from storage_manager.store.snapshot import DANGLING, IN_FLIGHT, ORPHAN, Anomaly, Session
 
 
@@ -34,12 +35,13 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if is_cancelled:
         context.log.info("storage_manager.repair.cancelled", "cancelled; nothing was removed")
         must_repair = False
+    history = writable_history_file(context.settings, context.log) if must_adopt or must_repair else None
     adoption = None if group is None else Adoption((), 0)
     if group is not None and must_adopt:
-        adoption = adopt(terms, group, context.clock, context.log)
+        adoption = adopt(terms, group, context.clock, context.log, history)
     repaired = Repair(0, (), ()) if args.repair and not is_cancelled else None
     if must_repair:
-        repaired = repair(terms, context.clock, context.log)
+        repaired = repair(terms, context.clock, context.log, history)
     if must_adopt or must_repair:
         checkup = _look(args, context)
     if is_cancelled and not args.json:

@@ -9,6 +9,7 @@ from storage_manager.commands import Context
 from storage_manager.commands.outcome import show
 from storage_manager.jobs import prune
 from storage_manager.jobs.policy import PruneLimits, plan_prune
+from storage_manager.loop.history_file import writable_history_file
 
 NAME = "prune-size"
 
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         lock_timeout_secs=args.lock_timeout,
         lock_stale_secs=args.lock_stale_seconds,
         explain=args.verbose,
+        history=None if args.dry_run else writable_history_file(context.settings, context.log),
     )
     outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
     show(outcome, job, args.json, args.verbose, context.out)

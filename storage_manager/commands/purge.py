@@ -16,6 +16,7 @@ from storage_manager.commands.outcome import confirmed, show
 from storage_manager.jobs import prune
 from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import clock_is_doubtful, latest_moment, plan_orphan_purge, plan_purge
+from storage_manager.loop.history_file import writable_history_file
 from storage_manager.store.names import METADATA_NAME
 from storage_manager.store.snapshot import Snapshot
 
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         target_bytes=None,
         lock_timeout_secs=args.lock_timeout,
         lock_stale_secs=args.lock_stale_seconds,
+        history=None if args.dry_run else writable_history_file(context.settings, context.log),
     )
     needs_answer = args.age_days < NO_AGE_DAYS and not (args.yes or args.dry_run)
     if needs_answer and not confirmed(_warning(job, prune.preview(job, context.clock, context.log)), context.clock):

@@ -10,6 +10,7 @@ from storage_manager.base.errors import EXIT_FAILED, Interrupted, LockBusy, Stor
 from storage_manager.base.log import EventLog
 from storage_manager.base.quantity import counted
 from storage_manager.base.times import utc_text
+from storage_manager.jobs.journal import Journal
 from storage_manager.store.snapshot import Session
 from storage_manager.store.survey import Totals
 
@@ -135,17 +136,19 @@ def _facts(storage_dir: str, progress: Progress, exit_code: int) -> dict[str, ob
     }
 
 
-def report_swept(sweeper: str, swept: Iterable[Session], progress: Progress, log: EventLog) -> None:
-    """One event for each dangling entry that a commit has removed, unless the cycle before had removed it, too.
+def report_swept(sweeper: str, swept: Iterable[Session], progress: Progress, journal: Journal, log: EventLog) -> None:
+    """One event for each dangling entry that a commit has removed, unless the cycle before had removed it, too; and a
+    word in the journal.
 
     The run that deleted its blob may have been killed before it said so.
     """
-    for session in swept:
-        if progress.sweep(session.guid):
-            log.info(
-                f"storage_manager.{sweeper}.swept",
-                f"removed the dangling entry of {session.blob_name}",
-                guid=session.guid,
-                created_at=utc_text(session.created_at),
-                group=session.group,
-            )
+    news = [session for session in swept if progress.sweep(session.guid)]
+    journal.swept([session.guid for session in news])
+    for session in news:
+        log.info(
+            f"storage_manager.{sweeper}.swept",
+            f"removed the dangling entry of {session.blob_name}",
+            guid=session.guid,
+            created_at=utc_text(session.created_at),
+            group=session.group,
+        )

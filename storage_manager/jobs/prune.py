@@ -24,6 +24,7 @@ from storage_manager.base.errors import (
 )
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
+from storage_manager.jobs.journal import DELETED, HistoryFile, Journal
 from storage_manager.jobs.orphans import OrphanGuard
 from storage_manager.jobs.plan import Outcome, Plan, sentence, unmet
 from storage_manager.jobs.policy import blobs_are_missing
@@ -62,6 +63,8 @@ class Job(NamedTuple):
     """Whether the outcome's plan shall still tell of the sessions that stay."""
     limit_text: Optional[str] = None
     """How the limit is shown, where there is more to say than its size."""
+    history: Optional[HistoryFile] = None
+    """Where it is told what was deleted."""
 
 
 def preview(job: Job, clock: Clock, log: EventLog) -> Plan:
@@ -103,21 +106,27 @@ def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = No
     """
     progress = progress or Progress()
     with reporting(job.kind, job.storage_dir, progress, log):
-        with locked_store(
-            job.storage_dir, job.command, job.lock_timeout_secs, job.lock_stale_secs, clock, log
-        ) as locked:
-            return _Run(job, locked, clock, log, progress).carry_out()
+        with (
+            locked_store(
+                job.storage_dir, job.command, job.lock_timeout_secs, job.lock_stale_secs, clock, log
+            ) as locked,
+            Journal(job.history, job.command, DELETED, clock, log) as journal,
+        ):
+            return _Run(job, locked, clock, log, progress, journal).carry_out()
 
 
 class _Run:
     """One job on a locked store."""
 
-    def __init__(self, job: Job, locked: LockedStore, clock: Clock, log: EventLog, progress: Progress) -> None:
+    def __init__(
+        self, job: Job, locked: LockedStore, clock: Clock, log: EventLog, progress: Progress, journal: Journal
+    ) -> None:
         self._job = job
         self._locked = locked
         self._clock = clock
         self._log = log
         self._progress = progress
+        self._journal = journal
         self._guard: Optional[OrphanGuard] = None
         self._swept: dict[str, Session] = {}
         """Dangling entries that are still to be removed."""
@@ -129,6 +138,7 @@ class _Run:
         started = clock.monotonic()
         plan, facts = self._plan()
         progress.noun = plan.noun
+        self._journal.why = plan.reason
         self._swept = {session.guid: session for session in plan.swept}
         if plan.victims or plan.swept:
             self._log.info(
@@ -146,6 +156,7 @@ class _Run:
         exit_code = EXIT_OK if plan.target_met and not progress.failed and not is_unfit else EXIT_FAILED
         if clock.stop_signal is not None:
             exit_code = 128 + clock.stop_signal
+        self._journal.exit_code = exit_code
         outcome = Outcome(
             plan=plan,
             dry_run=False,
@@ -199,7 +210,7 @@ class _Run:
             locked.try_remove_entries((), self._swept, self._entries_gone, (ENOSPC,), TRIAL_PATIENCE_SECS)
         committed_at = clock.monotonic()
         try:
-            for session in plan.victims:
+            for session in self._journal.announced(plan.victims):
                 if clock.stopping:
                     break
                 clock.progress()
@@ -240,7 +251,7 @@ class _Run:
         """The entries of what was deleted are gone by now, and these dangling ones."""
         self._progress.uncommitted.clear()
         gone = [self._swept.pop(guid) for guid in list(self._swept) if guid in swept]
-        report_swept(self._job.kind, gone, self._progress, self._log)
+        report_swept(self._job.kind, gone, self._progress, self._journal, self._log)
 
     def _delete(self, session: Session, plan: Plan) -> None:
         job, store, progress = self._job, self._locked.store, self._progress
@@ -269,6 +280,7 @@ class _Run:
         progress.gone_bytes += session.size_bytes
         if not existed:  # its owner deleted it meanwhile; only the entry is left to remove
             return
+        self._journal.done(session)
         progress.deleted_count += 1
         progress.freed_bytes += session.size_bytes
         self._log.info(

@@ -7,13 +7,14 @@ import re
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import failing_as
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import from_timestamp, utc_text
+from storage_manager.jobs.journal import ADOPTED, REPAIRED, HistoryFile, Journal
 from storage_manager.jobs.orphans import Missed, adoptable, entries_text, missed
 from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.store.aside import open_previous
@@ -57,7 +58,7 @@ class Adoption(NamedTuple):
         return sum(orphan.size_bytes for orphan in self.adopted)
 
 
-def adopt(terms: Terms, group: str, clock: Clock, log: EventLog) -> Adoption:
+def adopt(terms: Terms, group: str, clock: Clock, log: EventLog, history: Optional[HistoryFile] = None) -> Adoption:
     """Give every orphan an entry: guid and format from its name, size and time from the file, and `group`.
 
     Left are orphans whose name no entry could have, and those whose guid has an entry or several blobs. Raises a
@@ -65,10 +66,11 @@ def adopt(terms: Terms, group: str, clock: Clock, log: EventLog) -> Adoption:
     """
     with reporting("adopt", terms.storage_dir, Progress(), log):
         with locked_store(*terms, clock, log) as locked:
-            return _adopt(terms, group, locked, log)
+            with Journal(history, terms.command, ADOPTED, clock, log, "orphans given entries") as journal:
+                return _adopt(terms, group, locked, log, journal)
 
 
-def _adopt(terms: Terms, group: str, locked: LockedStore, log: EventLog) -> Adoption:
+def _adopt(terms: Terms, group: str, locked: LockedStore, log: EventLog, journal: Journal) -> Adoption:
     snapshot, reading = locked.look()
     report_findings(snapshot, terms.storage_dir, log)  # what is unreadable by now is not adopted
     with reading or nullcontext():
@@ -81,6 +83,7 @@ def _adopt(terms: Terms, group: str, locked: LockedStore, log: EventLog) -> Adop
     if chosen:
         if reading is None:
             locked.create_metadata(chosen[-1].blob_name, _FILE_MODE)
+        journal.announce(chosen)
         locked.add_entries(entries_text(chosen, group))
         # A client at work may have undone it, or deleted one of them meanwhile.
         snapshot, reading = locked.settled()
@@ -89,6 +92,7 @@ def _adopt(terms: Terms, group: str, locked: LockedStore, log: EventLog) -> Adop
             adopted = [orphan for orphan in chosen if orphan.guid in guids]
     adoption = Adoption(adopted, len(chosen) - len(adopted) + len(left))
     for orphan in adopted:
+        journal.done(orphan)
         log.info(
             "storage_manager.adopt.adopted",
             f"gave {orphan.blob_name} an entry",
@@ -121,7 +125,7 @@ class Repair(NamedTuple):
     """Those that may tell of a blob without an entry."""
 
 
-def repair(terms: Terms, clock: Clock, log: EventLog) -> Repair:
+def repair(terms: Terms, clock: Clock, log: EventLog, history: Optional[HistoryFile] = None) -> Repair:
     """Remove dangling entries, and what runs and clients that died have left beside metadata.json.
 
     Unfinished metadata stays while it may tell of a blob that has no entry: nothing else does. Raises like adopt().
@@ -129,11 +133,14 @@ def repair(terms: Terms, clock: Clock, log: EventLog) -> Repair:
     progress = Progress()
     with reporting("repair", terms.storage_dir, progress, log):
         with locked_store(*terms, clock, log) as locked:
-            return _repair(terms, locked, clock, log, progress)
+            with Journal(history, terms.command, REPAIRED, clock, log, "repair") as journal:
+                return _repair(terms, locked, clock, log, progress, journal)
 
 
-def _repair(terms: Terms, locked: LockedStore, clock: Clock, log: EventLog, progress: Progress) -> Repair:
-    snapshot, keys = _sweep(locked, log, progress)
+def _repair(
+    terms: Terms, locked: LockedStore, clock: Clock, log: EventLog, progress: Progress, journal: Journal
+) -> Repair:
+    snapshot, keys = _sweep(locked, log, progress, journal)
     swept_count = progress.swept_count
     report_findings(snapshot, terms.storage_dir, log)
     blobs = missed(snapshot.anomalies)
@@ -148,6 +155,7 @@ def _repair(terms: Terms, locked: LockedStore, clock: Clock, log: EventLog, prog
     for name in removed:
         locked.store.remove(name)
         progress.removed_count += 1
+        journal.removed_count += 1
         log.info("storage_manager.repair.removed", f"removed {locked.store.file(name)}", file=name)
     log.info(
         "storage_manager.repair.summary",
@@ -161,7 +169,9 @@ def _repair(terms: Terms, locked: LockedStore, clock: Clock, log: EventLog, prog
     return Repair(swept_count, removed, kept)
 
 
-def _sweep(locked: LockedStore, log: EventLog, progress: Progress) -> tuple[Snapshot, Collection[str]]:
+def _sweep(
+    locked: LockedStore, log: EventLog, progress: Progress, journal: Journal
+) -> tuple[Snapshot, Collection[str]]:
     """What the store was before dangling entries were removed from it, and the keys of its entries."""
     snapshot, reading = locked.settled()
     with reading or nullcontext():
@@ -172,7 +182,8 @@ def _sweep(locked: LockedStore, log: EventLog, progress: Progress) -> tuple[Snap
     dangling = {session.guid: session for session in snapshot.dangling}
 
     def tell(swept: Collection[str]) -> None:
-        report_swept("repair", (session for guid, session in dangling.items() if guid in swept), progress, log)
+        gone = (session for guid, session in dangling.items() if guid in swept)
+        report_swept("repair", gone, progress, journal, log)
 
     locked.remove_entries((), dangling, tell)
     return snapshot, keys

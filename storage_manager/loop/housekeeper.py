@@ -28,6 +28,7 @@ from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, dry_run, run
 from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
+from storage_manager.loop.history_file import writable_history_file
 from storage_manager.loop.memory import give_back
 from storage_manager.loop.sighting import Sighting, sight, what_has_gone
 from storage_manager.loop.status import LoopStatus
@@ -128,6 +129,7 @@ def _cycle(
         lock_timeout_secs=0.0,
         lock_stale_secs=settings.lock_stale_secs,
         limit_text=limit_text(limit_bytes, settings.limit_source),
+        history=None if only_plan else writable_history_file(settings, log),
     )
     try:
         _require_what_was_seen(settings, seen)

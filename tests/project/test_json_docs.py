@@ -168,6 +168,18 @@ def test_stats_with_any_limit_is_documented(storage: Path, limit: str) -> None:
     assert written(storage, "stats", GOFR_DIG_MAX_STORAGE_MB=limit)
 
 
+def test_what_history_tells_is_documented(storage: Path) -> None:
+    normal(storage)
+    guid = next(iter(read_entries(storage)))
+    assert written(storage, "history")[0]["sentence"]
+    written(storage, "purge --age-days 2")
+    (storage / f"{guid}.json").unlink(missing_ok=True)
+    [told] = written(storage, "history --since 1h")
+    assert [one["what"] for one in told["runs"]] == ["deleted"] and told["fates"] is None
+    [told] = written(storage, f"history --session {guid}")
+    assert [one["what"] for one in told["fates"]] == ["deleted"] and told["runs"] is None
+
+
 def test_a_purge_that_is_cancelled_is_documented(storage: Path) -> None:
     normal(storage)
     assert written(storage, "purge --age-days 0", "no\n")[0]["cancelled"]

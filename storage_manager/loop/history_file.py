@@ -1,0 +1,74 @@
+"""The file that runs tell of their deletions in: which one it is, and what is in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Optional
+
+from storage_manager.base.append import older
+from storage_manager.base.log import EventLog, log_files
+from storage_manager.base.text import printable
+from storage_manager.config import Fallback, Settings, default_file, report_fallbacks
+from storage_manager.jobs.journal import MOST_BYTES, HistoryFile
+from storage_manager.loop.status_file import place_of, read_file, refusal
+
+OFF = "off"
+_DEFAULT = re.compile(r"storage_manager-(\d+)(-[0-9a-f]{8}\.history)", re.ASCII)
+
+# The last line of a file may be longer than there was room for.
+_MARGIN_BYTES = MOST_BYTES
+
+
+def history_file(settings: Settings) -> Optional[HistoryFile]:
+    """The file that the settings ask for; None where they ask for none. Every spelling of a store leads to one file."""
+    path, place = settings.history_file, place_of(settings.storage_dir)
+    if path is None:
+        path = default_file(settings.temporary_dir, place, "history")
+    elif path.lower() == OFF:
+        return None
+    return HistoryFile(path, printable(place), f"{settings.prefix}_HISTORY_FILE")
+
+
+def writable_history_file(settings: Settings, log: EventLog) -> Optional[HistoryFile]:
+    """The same; None, after an event, where it could be a part of the store or belongs to another setting."""
+    file = history_file(settings)
+    if file is None:
+        return None
+    taken = [] if settings.log_file is None else log_files(settings.log_file)
+    taken += [path for path in (settings.heartbeat_file, settings.metrics_file) if path is not None]
+    for path in (file.path, older(file.path)):
+        reason = refusal(path, settings.storage_dir, taken)
+        if reason is not None:
+            report_fallbacks([Fallback(file.variable, printable(file.path, 80), "no history", reason)], log)
+            return None
+    return file
+
+
+def read_history(path: str) -> Optional[bytes]:
+    """What both files say, the older one first; None when there is neither. Raises OSError, and like read_file()."""
+    found = []
+    # The newer one first: what is rotated meanwhile is then read twice, not missed.
+    for name in (path, older(path)):
+        try:
+            found.append(read_file(name, MOST_BYTES + _MARGIN_BYTES))
+        except FileNotFoundError:
+            found.append(b"")
+    newer, before = found
+    if before.startswith(newer):
+        newer = b""
+    return before + newer if before or newer else None
+
+
+def others(path: str) -> list[str]:
+    """The histories of the same store that other users' runs have written, where `path` is a default one."""
+    directory, name = os.path.split(path)
+    default = _DEFAULT.fullmatch(name)
+    if default is None:
+        return []
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:  # then there is nothing of this user's, either
+        return []
+    beside = ((other, _DEFAULT.fullmatch(other)) for other in names if other != name)
+    return [os.path.join(directory, other) for other, match in beside if match and match.group(2) == default.group(2)]
