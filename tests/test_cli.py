@@ -61,6 +61,8 @@ FLAGS = {
     ],
     "run-loop": ["--once", "--dry-run", "--max-failures"],
     "health": ["--json"],
+    "completion": [],
+    "help": [],
 }  # fmt: skip
 GLOBAL_FLAGS = ["--storage-dir", "--data-root", "--gofr-dig-env", "--log-format", "--log-level", "--help"]
 
