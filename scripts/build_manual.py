@@ -34,7 +34,7 @@ def manual():
     tool, *commands = outlines(build_parser())
     yield f'.TH STORAGE_MANAGER 1 "" "storage_manager {__version__}" "User Commands"'
     yield from (".nh", ".ad l")
-    yield from (".SH NAME", f"{tool.prog} \\- {text(tool.help[0].lower() + tool.help[1:].rstrip('.'))}")
+    yield from (".SH NAME", f"{tool.prog} \\- {text(tool.help)}")
     yield from (
         ".SH SYNOPSIS",
         f".B {tool.prog}",

@@ -206,6 +206,18 @@ COMMANDS = (
                       "storage_manager help prune-size")),
 )  # fmt: skip
 
+_CODES = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+_TOOL = Command(
+    "",
+    "keep a session store under its size limit while the service goes on writing",
+    lambda parser: None,
+    "",
+    note=f"exit codes:\n{_CODES}\n\n"
+    "A size is in MB, or has a unit (512M, 10GB, 1.5GiB). 1 MB is 1 MiB: 1,048,576 bytes.\n\n"
+    "The store is --storage-dir, else --data-root/storage, else GOFR_DIG_STORAGE, GOFR_DIG_STORAGE_DIR or "
+    f"GOFR_DIG_DATA_DIR/storage from the environment, else {DEFAULT_STORAGE_DIR}. Variables begin with what "
+    f"STORAGE_MANAGER_ENV_PREFIX says ({DEFAULT_PREFIX}).",
+)
 _EVERYWHERE = "global options"
 # The groups of options in help, but for those that decide what is done.
 _TITLES = {
@@ -228,7 +240,7 @@ class _Parser(argparse.ArgumentParser):
 
         columns, rows = get_terminal_size()
         # `help` is one screen. `--help` of the tool is all there is to say.
-        is_tool = self.get_default("chosen") is None
+        is_tool = self.get_default("chosen") is _TOOL
         return page(_outline(self), outlines(self)[1:] if is_tool else [], columns, inf if is_tool else rows) + "\n"
 
     def _print_message(self, message: str, file: object = None) -> None:
@@ -253,12 +265,8 @@ class WrongUsage(Exception):
 
 def build_parser() -> argparse.ArgumentParser:
     """The grammar. Global options are taken before and after the subcommand."""
-    parser = _Parser(
-        prog="storage_manager",
-        description="Keep a session store under its size limit while the service goes on writing.",
-        allow_abbrev=False,
-        add_help=False,
-    )
+    parser = _Parser(prog="storage_manager", allow_abbrev=False, add_help=False)
+    parser.set_defaults(chosen=_TOOL)
     everywhere = parser.add_argument_group(_EVERYWHERE)
     everywhere.add_argument(
         "--version", action="version", version=f"storage_manager {__version__}", help="say which version this is"
@@ -266,9 +274,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_global_options(everywhere, None)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        subparser = subparsers.add_parser(
-            command.name, description=command.help.capitalize() + ".", allow_abbrev=False, add_help=False
-        )
+        subparser = subparsers.add_parser(command.name, allow_abbrev=False, add_help=False)
         command.add_options(subparser)
         # Without a default of its own: it must not overwrite what was given before the command.
         _add_global_options(subparser.add_argument_group(_EVERYWHERE), argparse.SUPPRESS)
@@ -289,28 +295,11 @@ def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 def _outline(parser: argparse.ArgumentParser) -> Outline:
     from storage_manager.usage.outline import Outline, read_options  # few runs show it
 
-    command: Optional[Command] = parser.get_default("chosen")
+    command: Command = parser.get_default("chosen")
     options = read_options(parser, _TITLES)
-    return Outline(
-        prog=parser.prog,
-        name="" if command is None else command.name,
-        help=parser.description or "" if command is None else command.help,
-        own=[option for option in options if option.title != _EVERYWHERE],
-        everywhere=[option for option in options if option.title == _EVERYWHERE],
-        examples=() if command is None else command.examples,
-        note=_tools_note() if command is None else command.note,
-    )
-
-
-def _tools_note() -> str:
-    codes = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
-    variables = f"{DEFAULT_PREFIX}_STORAGE, {DEFAULT_PREFIX}_STORAGE_DIR or {DEFAULT_PREFIX}_DATA_DIR/storage"
-    return (
-        f"exit codes:\n{codes}\n\n"
-        "A size is in MB, or has a unit (512M, 10GB, 1.5GiB). 1 MB is 1 MiB: 1,048,576 bytes.\n\n"
-        f"The store is --storage-dir, else --data-root/storage, else {variables} from the environment, else "
-        f"{DEFAULT_STORAGE_DIR}. Variables begin with what STORAGE_MANAGER_ENV_PREFIX says ({DEFAULT_PREFIX})."
-    )
+    own = [option for option in options if option.title != _EVERYWHERE]
+    everywhere = [option for option in options if option.title == _EVERYWHERE]
+    return Outline(parser.prog, command.name, command.help, own, everywhere, command.examples, command.note)
 
 
 def explain(wrong: WrongUsage, parser: argparse.ArgumentParser, arguments: list[str]) -> WrongUsage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 
 from storage_manager.usage.outline import Option, Outline
 
@@ -12,26 +13,25 @@ _WRAPPER = [
     Option(("--env-file",), "FILE", (), "read this environment file", "", False),
 ]
 
-# `follows PROGRAM WORD ...` prints what can come next, as `word:explanation`, or DIR or FILE.
-_SH = """\
-_TOOL_follows() {
+# Prints what can come next, as `word:explanation`, or DIR or FILE. Its arguments: the program, and the words so far.
+_FOLLOWS = """\
+_@TOOL@_follows() {
   local word before='' command='' program=$1
   shift
   for word; do
-    case $before in VALUES) before='' && continue ;; esac
+    case $before in @VALUES@) before='' && continue ;; esac
     case $word in -*) before=$word ;; *) command=${command:-$word} before='' ;; esac
   done
-  case $before in
-AFTER_OPTION
+  case $before in @AFTER_OPTION@
     *) case $command in
-AFTER_COMMAND
-       esac
-       case $program$command in *.sh) printf '%s\\n' WRAPPER ;; esac ;;
+      '') @COMMANDS@
+        case $program in *.sh) @WRAPPER@ ;; esac ;; @AFTER_COMMAND@
+    esac ;;
   esac
 }
 """
 _BASH = """
-_TOOL() {
+_@TOOL@() {
   local word line words=() found=() plain=() current=${COMP_WORDS[COMP_CWORD]}
   for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do [[ $word == = ]] || words+=("$word"); done
   [[ $current != = ]] || current='' # to bash, it is a word of its own
@@ -42,61 +42,32 @@ _TOOL() {
       -*) found+=("${line%%:*}") ;;
       *) plain+=("${line%%:*}") ;;
     esac
-  done < <(_TOOL_follows "$1" "${words[@]}")
+  done < <(_@TOOL@_follows "$1" "${words[@]}")
   [[ $current == -* || ${#plain[@]} == 0 ]] || found=("${plain[@]}")
   mapfile -t COMPREPLY < <(compgen -W "${found[*]}" -- "$current")
 }
-complete -F _TOOL NAMES
+complete -F _@TOOL@ @NAMES@
 """
 _ZSH = """
-_TOOL() {
+_@TOOL@() {
   local -a before=("${(@)words[2,CURRENT-1]}") found plain
   ! compset -P '--*=' || before+=("${IPREFIX%=}")
-  found=("${(@f)$(_TOOL_follows $service "${before[@]}")}")
+  found=("${(@f)$(_@TOOL@_follows $service "${before[@]}")}")
   case $found in
     DIR) _path_files -/ ;;
     FILE) _files ;;
     ?*) plain=(${found:#-*})
-        if [[ -n $plain && $PREFIX != -* ]]; then _describe TOOL plain; else _describe -o option found; fi ;;
+        if [[ -n $plain && $PREFIX != -* ]]; then _describe @TOOL@ plain; else _describe -o option found; fi ;;
   esac
 }
 # Found in $fpath, this file is the function; read by `source`, it says what the function is for.
-if [[ $funcstack[1] == _TOOL ]]; then _TOOL "$@"; else compdef _TOOL NAMES; fi
+if [[ $funcstack[1] == _@TOOL@ ]]; then _@TOOL@ "$@"; else compdef _@TOOL@ @NAMES@; fi
 """
 _FISH = """\
-function __TOOL_follows
-    set -l before ''
-    set -l command ''
-    for word in $argv[2..-1]
-        switch $before
-            case VALUES
-                set before ''
-                continue
-        end
-        switch $word
-            case '-*'
-                set before $word
-            case '*'
-                set before ''
-                test -n "$command"; or set command $word
-        end
-    end
-    switch $before
-AFTER_OPTION
-        case '*'
-            switch $command
-AFTER_COMMAND
-            end
-            switch $argv[1]$command
-                case '*.sh'
-                    printf '%s\\n' WRAPPER
-            end
-    end
-end
-function __TOOL
+function __@TOOL@
     set -l current (commandline -ct)
     set -l option (string match -r -- '^(--[^=]*)=' $current)
-    set -l found (__TOOL_follows (commandline -opc) $option[2])
+    set -l found (sh -c @FOLLOWS@ sh (commandline -opc) $option[2])
     set -l plain (string match -v -- '-*' $found)
     string match -q -- '-*' $current; or test -z "$plain"; or set found $plain
     set current (string replace -- "$option[1]" '' $current)
@@ -110,9 +81,7 @@ function __TOOL
     end
     printf '%s\\n' "$option[1]"$found
 end
-for word in NAMES
-    complete -c $word -f -a '(__TOOL)'
-end
+complete -c @TOOL@ -c @TOOL@.pyz -c @TOOL@.sh -f -a '(__@TOOL@)'
 """
 
 
@@ -121,38 +90,36 @@ def script(shell: str, outlines: list[Outline]) -> str:
     tool, *commands = outlines
     options = [*_WRAPPER, *(option for outline in outlines for option in outline.options)]
     values = {name: option for option in options if option.value for name in option.names}
-    after_option = {
-        name: list(option.choices) or [option.value] * (option.value in ("DIR", "FILE"))
-        for name, option in values.items()
-    }
-    after_command = {"": [f"{command.name}:{command.help}" for command in commands] + _offer(tool.options)}
-    for command in commands:
-        after_command[command.name] = [*(choice for part in command.operands for choice in part.choices)] + _offer(
-            command.options
-        )
-    is_fish = shell == "fish"
     parts = {
-        "VALUES": (" " if is_fish else " | ").join(values),
-        "WRAPPER": " ".join(map(shlex.quote, _offer(_WRAPPER))),
-        "NAMES": f"{tool.prog} {tool.prog}.pyz {tool.prog}.sh",
-        "TOOL": tool.prog,
-        "AFTER_OPTION": _cases(after_option, is_fish),
-        "AFTER_COMMAND": _cases(after_command, is_fish),
+        "VALUES": " | ".join(values),
+        "WRAPPER": _offer(_WRAPPER),
+        "AFTER_OPTION": "".join(f"\n    {name}) {_value(option)} ;;" for name, option in values.items()),
+        "COMMANDS": _offer(tool.options, [f"{command.name}:{command.help}" for command in commands]),
+        "AFTER_COMMAND": "".join(
+            f"\n      {command.name}) "
+            f"{_offer(command.options, [choice for part in command.operands for choice in part.choices])} ;;"
+            for command in commands
+        ),
     }
-    text = {"bash": _SH + _BASH, "zsh": "#compdef NAMES\n" + _SH + _ZSH, "fish": _FISH}[shell]
+    follows = _replaced(_FOLLOWS, parts)
+    in_fish = f'{follows}_@TOOL@_follows "$@"'.replace("\\", "\\\\").replace("'", "\\'")
+    text = {"bash": follows + _BASH, "zsh": f"#compdef @NAMES@\n{follows}{_ZSH}", "fish": _FISH}[shell]
+    names = f"{tool.prog} {tool.prog}.pyz {tool.prog}.sh"
+    return _replaced(text, {"FOLLOWS": f"'{in_fish}'", "NAMES": names, "TOOL": tool.prog}).rstrip("\n")
+
+
+def _replaced(text: str, parts: dict[str, str]) -> str:
     for name, part in parts.items():
-        text = text.replace(name, part)
+        text = text.replace(f"@{name}@", part)
     return text
 
 
-def _offer(options: list[Option]) -> list[str]:
-    return [f"{name}:{option.help}" for option in options for name in option.names]
+def _value(option: Option) -> str:
+    if option.choices:
+        return _offer([], list(option.choices))
+    return f"echo {option.value}" if option.value in ("DIR", "FILE") else ":"
 
 
-def _cases(offers: dict[str, list[str]], is_fish: bool) -> str:
-    lines = []
-    for after, words in offers.items():
-        head, tail = (f"case {after or chr(39) * 2}; ", "") if is_fish else (f"{after or chr(39) * 2}) ", " ;;")
-        shown = f"printf '%s\\n' {' '.join(map(shlex.quote, words))}" if words else "true"
-        lines.append(f"      {head}{shown}{tail}")
-    return "\n".join(lines)
+def _offer(options: list[Option], words: Iterable[str] = ()) -> str:
+    offers = [*words, *(f"{name}:{option.help}" for option in options for name in option.names)]
+    return f"printf '%s\\n' {' '.join(map(shlex.quote, offers))}"

@@ -34,7 +34,7 @@ def page(outline: Outline, commands: list[Outline], columns: int, rows: float) -
 def _page(outline: Outline, commands: list[Outline], columns: int, whole: bool) -> list[str]:
     words = [part.synopsis for part in outline.required] + ["[OPTION ...]"]
     lines = [f"usage: {outline.prog} {' '.join(words)}"] if outline.name else [synopsis(outline, columns)]
-    lines += ["", *_wrap(outline.help[:1].upper() + outline.help[1:].rstrip(".") + ".", columns)]
+    lines += ["", *_wrap(f"{outline.help[0].upper()}{outline.help[1:]}.", columns)]
     if commands:
         rows = [(command.name, command.help) for command in commands]
         lines += ["", f"commands, explained by `{outline.prog} help COMMAND`:", *_table(rows, columns)]

@@ -28,21 +28,24 @@ def find_slip(outlines: list[Outline], arguments: list[str]) -> Slip:
     """Look for it from the left. `outlines` begins with the tool itself."""
     commands = {outline.name: outline for outline in outlines}
     chosen = commands[""]
+    operands = iter(chosen.operands)
     words = iter(arguments)
     for word in words:
         if word == "--":
             break
-        if not word.startswith("-") or word[1:2].isdigit():
-            if not chosen.name:
-                if word not in commands or not word:
-                    return _no_choice("command", word, list(commands), "", commands)
+        if not word.startswith("-") or word == "-" or word[1].isdigit():
+            if chosen.name:
+                operand = next(operands, None)
+                if operand is not None and operand.choices and word not in operand.choices:
+                    return _no_choice(operand.value.lower(), word, operand.choices, chosen.name, commands)
+            elif word and word in commands:
                 chosen = commands[word]
-            elif chosen.operands and chosen.operands[0].choices and word not in chosen.operands[0].choices:
-                choices = list(chosen.operands[0].choices)
-                return _no_choice(chosen.operands[0].value.lower(), word, choices, chosen.name, commands)
+                operands = iter(chosen.operands)
+            else:
+                return _no_choice("command", word, tuple(filter(None, commands)), "", commands)
             continue
         name, equals, value = word.partition("=")
-        known = {name: option for option in chosen.options for name in option.names}
+        known = {each: option for option in chosen.options for each in option.names}
         option = known.get(name) or (None if word.startswith("--") else known.get(word[:2]))
         if option is None:
             value = value if equals else next(words, "")
@@ -52,9 +55,9 @@ def find_slip(outlines: list[Outline], arguments: list[str]) -> Slip:
     return Slip(chosen.name, None, chosen.name)
 
 
-def _no_choice(kind: str, word: str, choices: list[str], command: str, commands: dict[str, Outline]) -> Slip:
+def _no_choice(kind: str, word: str, choices: tuple[str, ...], command: str, commands: dict[str, Outline]) -> Slip:
     meant = nearest(word, choices)
-    rest = f"choose from {', '.join(filter(None, choices))}" if meant is None else f"did you mean {meant}?"
+    rest = f"choose from {', '.join(choices)}" if meant is None else f"did you mean {meant}?"
     return Slip(command, f"there is no {kind} {printable(word, 80)!r}: {rest}", meant if meant in commands else command)
 
 

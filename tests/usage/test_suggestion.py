@@ -70,7 +70,13 @@ def test_a_command_that_is_far_from_all_is_answered_with_all() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["prune-size --max-mb 5 --group --max-gb", "purge --age-days -1", "list -- --max-gb", "purge --age-days soon"],
+    [
+        "prune-size --max-mb 5 --group --max-gb",
+        "purge --age-days -1",
+        "purge --age-days soon",
+        "list -- --max-gb",
+        "list -",
+    ],
 )
 def test_a_value_is_not_taken_for_an_option(line: str) -> None:
     assert "did you mean" not in answer(*line.split())[1]
