@@ -46,7 +46,8 @@ def manual():
     for command in commands:
         yield from (f".SS {command.name}", text(f"{command.help[0].upper()}{command.help[1:]}."), text(command.note))
         yield from (line for option in command.own for line in described(option))
-        yield from (".PP", "Examples:", ".nf", ".RS", *map(text, command.examples), ".RE", ".fi")
+        if command.examples:
+            yield from (".PP", "Examples:", ".nf", ".RS", *map(text, command.examples), ".RE", ".fi")
     yield from (".SH GLOBAL OPTIONS", "These stand before or after the command.")
     yield from (line for option in tool.everywhere for line in described(option))
     yield ".SH EXIT STATUS"

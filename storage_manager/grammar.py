@@ -1,7 +1,7 @@
 """The grammar of the command line: every command and every option, in one place.
 
 Nothing of a command itself is imported here: cli.py loads the one that was asked for. Help, completion, suggestions and
-the manual read what is said here, by way of outline(): a command or an option is said once.
+the manual read what is said here, by way of outlines(): a command or an option is said once.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ class Outline(NamedTuple):
 
     @property
     def required(self) -> list[Option]:
+        """What short usage shows: what must be given, and operands."""
         return [part for part in self.own if part.is_required or not part.names]
 
 
@@ -71,7 +72,7 @@ def read_options(parser: argparse.ArgumentParser, titles: dict[str, str]) -> lis
                     choices=tuple(map(str, action.choices or ())),
                     help=(action.help or "") % {**vars(action), "prog": parser.prog},
                     title=titles.get(names[-1] if names else "", default),
-                    is_required=action.required,
+                    is_required=action.required and action.nargs != "*",
                 )
             )
     return found

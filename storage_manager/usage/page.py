@@ -14,7 +14,7 @@ _LONGEST_HEADING = 25
 
 def synopsis(outline: Outline, columns: int) -> str:
     """How a command is written, with all options of its own."""
-    parts = [*outline.required, *(part for part in outline.own if not part.is_required)]
+    parts = [*outline.required, *(part for part in outline.own if part not in outline.required)]
     words = [part.synopsis for part in parts] if outline.name else ["[GLOBAL OPTION ...] COMMAND [ARGUMENT ...]"]
     head = f"usage: {outline.prog} "
     # An option and its value stay on one line.

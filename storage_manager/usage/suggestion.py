@@ -11,6 +11,7 @@ from storage_manager.usage.outline import Option, Outline
 # Units in the names of options. A size may have its unit with it, a time may not.
 _SIZES = ("b", "kb", "kib", "mb", "mib", "gb", "gib", "tb", "tib")
 _SECS = {"secs": 1, "seconds": 1, "mins": 60, "minutes": 60, "hours": 3600, "days": 86400, "weeks": 604800}
+_COMMAND = "command"
 
 
 class Slip(NamedTuple):
@@ -37,12 +38,12 @@ def find_slip(outlines: list[Outline], arguments: list[str]) -> Slip:
             if chosen.name:
                 operand = next(operands, None)
                 if operand is not None and operand.choices and word not in operand.choices:
-                    return _no_choice(operand.value.lower(), word, operand.choices, chosen.name, commands)
+                    return _no_choice(operand.value.lower(), word, operand.choices, chosen.name)
             elif word and word in commands:
                 chosen = commands[word]
                 operands = iter(chosen.operands)
             else:
-                return _no_choice("command", word, tuple(filter(None, commands)), "", commands)
+                return _no_choice(_COMMAND, word, tuple(filter(None, commands)), "")
             continue
         name, equals, value = word.partition("=")
         known = {each: option for option in chosen.options for each in option.names}
@@ -55,10 +56,11 @@ def find_slip(outlines: list[Outline], arguments: list[str]) -> Slip:
     return Slip(chosen.name, None, chosen.name)
 
 
-def _no_choice(kind: str, word: str, choices: tuple[str, ...], command: str, commands: dict[str, Outline]) -> Slip:
+def _no_choice(kind: str, word: str, choices: tuple[str, ...], command: str) -> Slip:
     meant = nearest(word, choices)
     rest = f"choose from {', '.join(choices)}" if meant is None else f"did you mean {meant}?"
-    return Slip(command, f"there is no {kind} {printable(word, 80)!r}: {rest}", meant if meant in commands else command)
+    shown = meant if meant is not None and kind == _COMMAND else command
+    return Slip(command, f"there is no {kind} {printable(word, 80)!r}: {rest}", shown)
 
 
 def _no_option(name: str, value: str, known: dict[str, Option], command: str, outlines: list[Outline]) -> str:

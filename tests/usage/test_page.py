@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ from stores import ROOT, clean_environment, command, make_store, run_tool
 
 from storage_manager.config import DEFAULT_PREFIX, NAMES
 from storage_manager.grammar import COMMANDS, build_parser, outlines
+from storage_manager.usage.outline import Outline, read_options
+from storage_manager.usage.page import page, synopsis
 
 NAMES_OF_COMMANDS = [each.name for each in COMMANDS]
 EXAMPLES = [(each, example) for each in COMMANDS for example in each.examples]
@@ -52,6 +55,22 @@ def test_a_large_terminal_is_told_everything_and_a_narrow_one_is_not_overrun() -
     assert max(map(len, large.splitlines())) <= 100
     for line in shown("help", "prune-size", columns=50).splitlines():
         assert len(line) <= 50 or " storage_manager" in line or "usage:" in line  # those are to be copied
+
+
+def test_usage_has_what_must_be_given_first_and_each_thing_once() -> None:
+    parser = argparse.ArgumentParser(prog="tool config")
+    parser.add_argument("action", choices=("show", "check"), nargs="?", help="50 %% of %(prog)s")
+    parser.add_argument("files", metavar="FILE", nargs="*")
+    parser.add_argument("--from", metavar="FILE")
+    parser.add_argument("--to", metavar="FILE", required=True)
+    parser.add_argument("--hidden", help=argparse.SUPPRESS)
+    own = [option for option in read_options(parser, {}) if "--help" not in option.names]
+    assert own[0].help == "50 % of tool config"
+    outline = Outline(parser.prog, "config", "configure", own, [], (), "")
+    assert synopsis(outline, 200) == (
+        "usage: tool config [show|check] [FILE] --to FILE [--from FILE] [GLOBAL OPTION ...]"
+    )
+    assert page(outline, [], 80, 24).startswith("usage: tool config [show|check] [FILE] --to FILE [OPTION ...]\n")
 
 
 def test_help_needs_no_locale_and_no_terminal() -> None:

@@ -7,6 +7,9 @@ import re
 import pytest
 from stores import event, run_tool
 
+from storage_manager.usage.outline import Option, Outline
+from storage_manager.usage.suggestion import find_slip
+
 
 def answer(*arguments: str) -> tuple[str, str]:
     """(the command whose usage was shown, the sentence)."""
@@ -61,6 +64,25 @@ def test_the_near_one_is_suggested_with_the_usage_of_its_command(line: str, comm
 )
 def test_where_nothing_is_near_the_sentence_says_what_is_wrong(line: str, command: str, sentence: str) -> None:
     assert answer(*line.split()) == (command, sentence)
+
+
+def test_an_operand_is_compared_with_its_own_choices_and_shown_with_its_own_command() -> None:
+    """Also where a choice is called as a command is."""
+    flag = Option(("--json",), "", (), "", "", False)
+    action, name = (
+        Option((), value, choices, "", "", False) for value, choices in (("ACTION", ("check",)), ("NAME", ()))
+    )
+    outlines = [
+        Outline("tool", command, "", own, [flag], (), "")
+        for command, own in (("", []), ("check", []), ("config", [action, name]))
+    ]
+    assert find_slip(outlines, ["config", "chek"]) == (
+        "config",
+        "there is no action 'chek': did you mean check?",
+        "config",
+    )
+    assert find_slip(outlines, ["config", "check", "chek", "--json"]) == ("config", None, "config")
+    assert find_slip(outlines, ["chek"]) == ("", "there is no command 'chek': did you mean check?", "check")
 
 
 def test_a_command_that_is_far_from_all_is_answered_with_all() -> None:
