@@ -32,7 +32,7 @@ while (($#)); do
   esac
 done
 case $env_name in '' | PROD | TEST) ;; *) fail 64 "--env is '$env_name': it must be PROD or TEST" ;; esac
-(($#)) || fail 64 "a command is missing: list, stats, check, purge, prune-size, run-loop, history or health (see --help)"
+(($#)) || fail 64 "a command is missing, such as stats, prune-size or run-loop (see --help)"
 [[ " $* " != *" --env"[\ =]* ]] || fail 64 "--env stands before the command: storage_manager.sh --env PROD $1 ..."
 [[ $1 != --help && $1 != -h ]] || sed -n '4,6s/^# *//p' -- "${BASH_SOURCE[0]}" >&2
 # It is run: nobody else may write or replace it. (A name without a slash would be looked for in the PATH.)

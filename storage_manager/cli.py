@@ -27,7 +27,7 @@ from storage_manager.base.output import Output
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
 from storage_manager.config import Fallback, Settings, read_settings, report_fallbacks
-from storage_manager.grammar import WrongUsage, build_parser
+from storage_manager.grammar import WrongUsage, build_parser, explain
 
 _LOOP = "run-loop"
 
@@ -58,10 +58,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _main(arguments: list[str], clock: Clock) -> int:
+    parser = build_parser()
     try:
-        args = build_parser().parse_args(arguments)
+        args = parser.parse_args(arguments)
     except WrongUsage as wrong:
-        return _wrong_usage(wrong)
+        return _wrong_usage(explain(wrong, parser, arguments))
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
 
@@ -185,8 +186,8 @@ def _wrong_usage(wrong: WrongUsage) -> int:
     """argparse's message and a hint for people; the event for whoever reads logs."""
     stream = standard_error()
     if stream is not None:
-        text = f"{wrong.parser.format_usage()}{wrong.parser.prog}: error: {printable(wrong)}\n"
-        text += f"Try '{wrong.parser.prog} --help'.\n"
+        text = f"{wrong.shown.format_usage()}{wrong.parser.prog}: error: {printable(wrong)}\n"
+        text += f"Try '{wrong.shown.prog} --help'.\n"
         with suppress(OSError):  # nobody listens; the exit code says it
             os.write(stream.fileno(), text.encode("utf-8", "backslashreplace"))
     settings, _ = read_settings(os.environ, None, None)

@@ -1,6 +1,7 @@
 """The grammar of the command line: every command and every option, in one place.
 
-Nothing of a command itself is imported here: cli.py loads the one that was asked for.
+Nothing of a command itself is imported here: cli.py loads the one that was asked for. Help, completion, suggestions and
+the manual read what is said here, by way of outlines(): a command or an option is said once.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn, Optional, TypeVar
+from math import inf
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Optional, TypeVar
 
 from storage_manager import __version__
 from storage_manager.base.errors import EXIT_CODES, EXIT_FAILED
@@ -24,6 +27,9 @@ from storage_manager.config import (
     SHORTEST_LOCK_STALE_SECS,
 )
 from storage_manager.store.names import is_guid
+
+if TYPE_CHECKING:
+    from storage_manager.usage.outline import Outline  # few runs show help
 
 Value = TypeVar("Value")
 
@@ -42,8 +48,10 @@ class Command(NamedTuple):
     """Events that a person at a terminal need not see, because the result says the same."""
     only_tells: bool = False
     """Whether it is of no use without its output."""
-    examples: str = ""
-    """Lines for the end of its help."""
+    examples: tuple[str, ...] = ()
+    """Two command lines, as a shell takes them; a test runs them."""
+    note: str = ""
+    """What else its help says."""
 
 
 def _by(parse: Callable[[str], Value]) -> Callable[[str], Value]:
@@ -64,14 +72,14 @@ def _lock_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECS",
         type=_by(parse_number),
         default=0.0,
-        help="wait this long for another prune to finish (default: 0, do not wait)",
+        help="how long to wait for another prune (default: 0)",
     )
     parser.add_argument(
         "--lock-stale-seconds",
         metavar="SECS",
         type=_by(lambda text: parse_number(text, SHORTEST_LOCK_STALE_SECS)),
         default=DEFAULT_LOCK_STALE_SECS,
-        help="age from which a lock file of the previous housekeeper counts as left behind, from 30 (default: 3600)",
+        help="stale age of the previous housekeeper's lock (3600)",
     )
 
 
@@ -118,7 +126,7 @@ def _purge(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_by(parse_number),
         default=30.0,
-        help="age in days of 24 hours (default: 30); 0 is everything, and asks first, as any age below a minute",
+        help="days of 24 hours (default: 30); 0 is everything, and asks first, as any age below a minute",
     )
     parser.add_argument("--group", metavar="G", help="only this group's sessions")
     parser.add_argument(
@@ -135,7 +143,7 @@ def _purge(parser: argparse.ArgumentParser) -> None:
 def _prune_size(parser: argparse.ArgumentParser) -> None:
     size = _by(parse_size_bytes)
     parser.add_argument(
-        "--max-mb", metavar="X", type=size, required=True, help="the limit, in MB or with a unit (512M, 10GB, 1.5GiB)"
+        "--max-mb", metavar="X", type=size, required=True, help="the limit: MB, or with a unit (512M, 10GB, 1.5GiB)"
     )
     parser.add_argument("--target-mb", metavar="Y", type=size, help="prune down to this once over the limit")
     parser.add_argument(
@@ -188,47 +196,90 @@ def _guid(text: str) -> str:
     return text
 
 
-_HISTORY_EXAMPLES = """\
-examples:
-  history                      every run that deleted something, one a line
-  history --since 7d           those of the last seven days (also 12h, 30m, 2w)
-  history --since 2026-11-20   those since that day began, in UTC
-  history --session 0b9e2f6c-8d0c-4a53-9f0e-3c1d6a7b5e42
-                               what became of that session, and why
-"""
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+
+
+def _help(parser: argparse.ArgumentParser) -> None:
+    names = [command.name for command in COMMANDS]
+    parser.add_argument("of", metavar="COMMAND", nargs="?", choices=names, help="the command that it is about")
+
 
 _TOLD_BY_CHECK = ("storage_manager.anomaly", "storage_manager.storage_suspect", "storage_manager.check.summary")
 
 COMMANDS = (
-    Command("list", "list the sessions, oldest first: one guid a line", _list, "list", only_tells=True),
-    Command("stats", "totals, groups, anomalies, and how full the store is", _stats, "stats", only_tells=True),
-    Command(
-        "check",
-        "what is odd about the store, with bytes and what to do; repairs when asked to",
-        _check,
-        "check",
-        told_in_result=_TOLD_BY_CHECK,
-    ),
-    Command("purge", "delete the sessions of an age and older", _purge, "purge"),
-    Command("prune-size", "delete the oldest sessions until the store is within a size", _prune_size, "prune_size"),
-    Command(
-        "run-loop", "keep the store within its limit for ever, configured by the environment", _run_loop, "run_loop"
-    ),
-    Command(
-        "history",
-        "what was deleted, when, and why: one run a line, or what became of one session",
-        _history,
-        "history",
-        only_tells=True,
-        examples=_HISTORY_EXAMPLES,
-    ),
-    Command("health", "whether run-loop does its work: one sentence, exit code 0 or 1", _health, "health", quiet=True),
+    Command("list", "list the sessions, oldest first: one guid a line", _list, "list", only_tells=True,
+            examples=("storage_manager list --verbose --group weekly",
+                      "storage_manager list --json > sessions.jsonl")),
+    Command("stats", "totals, groups, anomalies, and how full the store is", _stats, "stats", only_tells=True,
+            examples=("storage_manager stats",
+                      "GOFR_DIG_MAX_STORAGE_MB=10G storage_manager stats --json"),
+            note="The limit is GOFR_DIG_MAX_STORAGE_MB."),
+    Command("check", "what is odd about the store, and what to do; repairs when asked to", _check, "check",
+            told_in_result=_TOLD_BY_CHECK,
+            examples=("storage_manager check",
+                      "storage_manager check --repair --yes")),
+    Command("purge", "delete the sessions of an age and older", _purge, "purge",
+            examples=("storage_manager purge --age-days 14 --dry-run",
+                      "storage_manager purge --age-days 0.5 --group weekly")),
+    Command("prune-size", "delete the oldest sessions until the store is within a size", _prune_size, "prune_size",
+            examples=("storage_manager prune-size --max-mb 10G --dry-run",
+                      "storage_manager prune-size --max-mb 512 --target-mb 400 --keep-last 20")),
+    Command("run-loop", "keep the store within its limit until it is stopped", _run_loop, "run_loop",
+            examples=("GOFR_DIG_MAX_STORAGE_MB=10G storage_manager run-loop",
+                      "storage_manager run-loop --once --dry-run"),
+            note="The limit is GOFR_DIG_MAX_STORAGE_MB, the interval GOFR_DIG_HOUSEKEEPING_INTERVAL_MINS."),
+    Command("history", "what was deleted, when and why, also of one session", _history, "history", only_tells=True,
+            examples=("storage_manager history --since 7d",
+                      "storage_manager history --session 0b9e2f6c-8d0c-4a53-9f0e-3c1d6a7b5e42")),
+    Command("health", "whether run-loop does its work: one sentence, exit code 0 or 1", _health, "health", quiet=True,
+            examples=("storage_manager health",
+                      "storage_manager health --json")),
+    Command("completion", "print what makes a shell complete commands and options", _completion, "completion",
+            quiet=True, only_tells=True,
+            examples=("source <(storage_manager completion bash)",
+                      "storage_manager completion fish > storage_manager.fish")),
+    Command("help", "explain a command, or list them", _help, "help", quiet=True, only_tells=True,
+            examples=("storage_manager help",
+                      "storage_manager help prune-size")),
+)  # fmt: skip
+
+_CODES = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+_TOOL = Command(
+    "",
+    "keep a session store under its size limit while the service goes on writing",
+    lambda parser: None,
+    "",
+    note=f"exit codes:\n{_CODES}\n\n"
+    "A size is in MB, or has a unit (512M, 10GB, 1.5GiB). 1 MB is 1 MiB: 1,048,576 bytes.\n\n"
+    "The store is --storage-dir, else --data-root/storage, else GOFR_DIG_STORAGE, GOFR_DIG_STORAGE_DIR or "
+    f"GOFR_DIG_DATA_DIR/storage from the environment, else {DEFAULT_STORAGE_DIR}. Variables begin with what "
+    f"STORAGE_MANAGER_ENV_PREFIX says ({DEFAULT_PREFIX}).",
 )
+_EVERYWHERE = "global options"
+# The groups of options in help, but for those that decide what is done.
+_TITLES = {
+    **dict.fromkeys(("--dry-run", "--yes", "--json", "--verbose"), "questions and output"),
+    **dict.fromkeys(("--lock-timeout", "--lock-stale-seconds"), "lock"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise WrongUsage(self, message)
+
+    def format_usage(self) -> str:
+        from storage_manager.usage.page import synopsis
+
+        return synopsis(_outline(self), get_terminal_size().columns) + "\n"
+
+    def format_help(self) -> str:
+        from storage_manager.usage.page import page
+
+        columns, rows = get_terminal_size()
+        # `help` is one screen. `--help` of the tool is all there is to say.
+        is_tool = self.get_default("chosen") is _TOOL
+        return page(_outline(self), outlines(self)[1:] if is_tool else [], columns, inf if is_tool else rows) + "\n"
 
     def _print_message(self, message: str, file: object = None) -> None:
         """Help and version, to a reader that may have gone away."""
@@ -240,60 +291,86 @@ class _Parser(argparse.ArgumentParser):
 
 
 class WrongUsage(Exception):
-    """What the command line asks for is not in the grammar."""
+    """What the command line asks for is not in the grammar of `parser`. People are shown the usage of `shown`."""
 
-    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+    def __init__(
+        self, parser: argparse.ArgumentParser, message: str, shown: Optional[argparse.ArgumentParser] = None
+    ) -> None:
         self.parser = parser
+        self.shown = shown or parser
         super().__init__(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The grammar. Global options are taken before and after the subcommand."""
-    parser = _Parser(
-        prog="storage_manager",
-        description="Keep a session store under its size limit, oldest sessions first, beside a live writer.",
-        epilog="exit codes:\n"
-        + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
-        + f"\n\nThe storage directory: --storage-dir, else --data-root/storage, else <P>_STORAGE, <P>_STORAGE_DIR or\n"
-        f"<P>_DATA_DIR/storage from the environment, else {DEFAULT_STORAGE_DIR}. <P> is STORAGE_MANAGER_ENV_PREFIX,\n"
-        f"by default {DEFAULT_PREFIX}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = _Parser(prog="storage_manager", allow_abbrev=False, add_help=False)
+    parser.set_defaults(chosen=_TOOL)
+    everywhere = parser.add_argument_group(_EVERYWHERE)
+    everywhere.add_argument(
+        "--version", action="version", version=f"storage_manager {__version__}", help="say which version this is"
     )
-    parser.add_argument("--version", action="version", version=f"storage_manager {__version__}")
-    _add_global_options(parser, None)
+    _add_global_options(everywhere, None)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        subparser = subparsers.add_parser(
-            command.name,
-            help=command.help,
-            description=command.help.capitalize() + ".",
-            epilog=command.examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        subparser = subparsers.add_parser(command.name, allow_abbrev=False, add_help=False)
         command.add_options(subparser)
         # Without a default of its own: it must not overwrite what was given before the command.
-        _add_global_options(subparser.add_argument_group("global options"), argparse.SUPPRESS)
-        subparser.set_defaults(chosen=command)
+        _add_global_options(subparser.add_argument_group(_EVERYWHERE), argparse.SUPPRESS)
+        subparser.set_defaults(chosen=command, outlines=lambda: outlines(parser))
     return parser
+
+
+def outlines(parser: argparse.ArgumentParser) -> list[Outline]:
+    """What help and completion read, of the whole grammar: the tool itself comes first."""
+    return [_outline(parser), *map(_outline, _subparsers(parser).values())]
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    [choices] = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return choices
+
+
+def _outline(parser: argparse.ArgumentParser) -> Outline:
+    from storage_manager.usage.outline import Outline, read_options  # few runs show it
+
+    command: Command = parser.get_default("chosen")
+    options = read_options(parser, _TITLES)
+    own = [option for option in options if option.title != _EVERYWHERE]
+    everywhere = [option for option in options if option.title == _EVERYWHERE]
+    return Outline(parser.prog, command.name, command.help, own, everywhere, command.examples, command.note)
+
+
+def explain(wrong: WrongUsage, parser: argparse.ArgumentParser, arguments: list[str]) -> WrongUsage:
+    """The same for people: what was probably meant, and with the usage of the command that was meant."""
+    from storage_manager.usage.suggestion import find_slip
+
+    slip = find_slip(outlines(parser), arguments)
+    parsers = {"": parser, **_subparsers(parser)}
+    return WrongUsage(parsers[slip.command], slip.message or str(wrong), parsers[slip.shown])
 
 
 def _add_global_options(parser: argparse._ActionsContainer, default: Optional[str]) -> None:
     parser.add_argument(
-        "--storage-dir", metavar="DIR", type=_directory, default=default, help="the directory of the session store"
-    )
-    parser.add_argument("--data-root", metavar="DIR", type=_directory, default=default, help="the store is DIR/storage")
+        "--storage-dir", metavar="DIR", type=_directory, default=default,
+        help=f"the directory of the store [{DEFAULT_PREFIX}_STORAGE]",
+    )  # fmt: skip
     parser.add_argument(
-        "--gofr-dig-env", choices=("PROD", "TEST"), default=default, help="which environment this is, for the log"
-    )
+        "--data-root", metavar="DIR", type=_directory, default=default,
+        help=f"the store is DIR/storage [{DEFAULT_PREFIX}_DATA_DIR]",
+    )  # fmt: skip
     parser.add_argument(
-        "--log-format", choices=("json", "text"), default=default, help="of standard error (default: by terminal)"
-    )
+        "--gofr-dig-env", choices=("PROD", "TEST"), default=default,
+        help=f"which environment, for the log [{DEFAULT_PREFIX}_ENV]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--log-format", choices=("json", "text"), default=default,
+        help=f"of stderr; default: by terminal [{DEFAULT_PREFIX}_LOG_JSON]",
+    )  # fmt: skip
     parser.add_argument(
         "--log-level", metavar="LEVEL", type=str.upper, choices=tuple(LEVELS), default=default,
-        help=f"of standard error: {', '.join(LEVELS)}",
+        help=f"of stderr: {', '.join(LEVELS)} [{DEFAULT_PREFIX}_LOG_LEVEL]",
     )  # fmt: skip
+    parser.add_argument("-h", "--help", action="help", help="show this help")
 
 
 def _directory(text: str) -> str:

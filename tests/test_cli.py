@@ -67,6 +67,8 @@ FLAGS = {
     "run-loop": ["--once", "--dry-run", "--max-failures"],
     "history": ["--since", "--session", "--json"],
     "health": ["--json"],
+    "completion": [],
+    "help": [],
 }  # fmt: skip
 GLOBAL_FLAGS = ["--storage-dir", "--data-root", "--gofr-dig-env", "--log-format", "--log-level", "--help"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Optional
 
 # C0 and C1 controls, DEL, line and paragraph separators, and the bidirectional overrides that can make a
 # terminal show a file name that is not the one on disk.
@@ -22,3 +24,10 @@ def _escape(match: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8, as surrogateescape carries it
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def nearest(word: str, known: Iterable[str]) -> Optional[str]:
+    """The one of `known` that was probably meant by `word`, or None."""
+    from difflib import get_close_matches  # only a slip needs it
+
+    return next(iter(get_close_matches(word, known, 1)), None)

@@ -11,7 +11,7 @@ from storage_manager.base import quantity
 from storage_manager.base.clock import SILENCE_SECS, Clock, Patience
 from storage_manager.base.errors import ListingIncomplete
 from storage_manager.base.log import EventLog
-from storage_manager.base.text import printable
+from storage_manager.base.text import nearest, printable
 from storage_manager.base.times import utc_text
 from storage_manager.store.directory import Store, open_store, stores_below
 from storage_manager.store.document import visit_members
@@ -149,9 +149,11 @@ def report_unknown_group(snapshot: Snapshot, group: Optional[str], storage_dir: 
     names = sorted(name for name in known if name is not None)
     shown = ", ".join(printable(name, 60) for name in names[:GROUPS])
     there_are = f"there are {shown}{', ...' if len(names) > GROUPS else ''}" if names else "no session has a group"
+    meant = nearest(group, names)
+    suggested = "" if meant is None else f"did you mean {printable(meant, 60)}? "
     log.warning(
         "storage_manager.unknown_group",
-        f"no session is in group {printable(group, 80)}; {there_are}",
+        f"no session is in group {printable(group, 80)}; {suggested}{there_are}",
         group=group,
         groups=names[:GROUPS],
         storage_dir=storage_dir,

@@ -150,11 +150,6 @@ def test_a_value_that_makes_no_sense_is_named(tool: Tool, words: tuple[str, ...]
     assert done.returncode == 64 and why in done.stderr
 
 
-def test_the_help_has_examples(tool: Tool) -> None:
-    text = tool.run("history", "--help").stdout
-    assert "  history --since 7d " in text and "  history --session " in text
-
-
 def test_a_killed_run_has_told_what_it_deleted(tool: Tool) -> None:
     guids = make_store(tool.storage, 600, 10)
     # Killed by itself at its 150th blob.

@@ -447,7 +447,7 @@ def test_a_group_that_nobody_has_is_told_with_those_that_exist(storage: Path, wo
     assert done.returncode == 0
     told = event(done.stderr, "storage_manager.unknown_group")
     assert (told["@l"], told["group"], told["groups"]) == ("Warning", "reserch", ["a\x1b[31m", "research"])
-    assert "research" in told["@m"] and "\x1b" not in told["@m"]
+    assert "did you mean research? there are " in told["@m"] and "\x1b" not in told["@m"]
     for known in ("research", None):
         group = [] if known is None else ["--group", known]
         assert "unknown_group" not in run_tool(*words, *group, "--storage-dir", storage).stderr

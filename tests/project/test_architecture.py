@@ -27,7 +27,7 @@ FLOORS = (
     ("commands", "grammar"),
     ("loop",),
     ("jobs", "config"),
-    ("store", "seq"),
+    ("store", "seq", "usage"),
     ("base",),
     ("storage_manager",),
 )

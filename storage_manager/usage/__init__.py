@@ -1,0 +1,1 @@
+"""What can be typed, for people and shells: help, suggestions, completion. It knows grammars, not this tool."""
