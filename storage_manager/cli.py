@@ -26,7 +26,7 @@ from storage_manager.base.log import LEVELS, EventLog, add_log_file, build_logge
 from storage_manager.base.output import Output
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
-from storage_manager.config import Fallback, Settings, read_settings, report_fallbacks
+from storage_manager.config import Fallback, Row, Settings, explain_settings, read_settings, report_fallbacks
 from storage_manager.grammar import WrongUsage, build_parser, explain
 
 _LOOP = "run-loop"
@@ -71,6 +71,14 @@ def _main(arguments: list[str], clock: Clock) -> int:
         environment = args.gofr_dig_env or settings.environment
         return settings._replace(environment=environment), fallbacks
 
+    def explain_load() -> tuple[Settings, list[Row], list[Fallback]]:
+        settings, rows, unknown = explain_settings(os.environ, args.storage_dir, args.data_root)
+        options = {"ENV": args.gofr_dig_env, "LOG_LEVEL": args.log_level, "LOG_JSON": args.log_format}
+        flags = {"ENV": "--gofr-dig-env", "LOG_LEVEL": "--log-level", "LOG_JSON": "--log-format"}
+        given = {f"{settings.prefix}_{name}": (value, flags[name]) for name, value in options.items() if value}
+        rows = [Row(row.variable, *given[row.variable]) if row.variable in given else row for row in rows]
+        return settings, rows, unknown
+
     # The one that was asked for: start-up is the import of what it needs.
     command = import_module(f"storage_manager.commands.{args.chosen.module}")
     settings, fallbacks = load()
@@ -84,7 +92,7 @@ def _main(arguments: list[str], clock: Clock) -> int:
     try:
         # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.
         report_fallbacks(log_fallbacks + ([] if args.command == _LOOP or args.chosen.quiet else fallbacks), log)
-        context = Context(settings, load, clock, log, out)
+        context = Context(settings, load, explain_load, sys.argv[0], clock, log, out)
         return _run(args, command.run, context)
     finally:
         close_logger(logger)

@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Optional, TypeVar
 
 from storage_manager.base.log import LEVELS, EventLog
-from storage_manager.base.quantity import BYTES_PER_MB, parse_number, parse_positive, parse_size_bytes, size
+from storage_manager.base.quantity import (
+    BYTES_PER_MB,
+    Share,
+    parse_count,
+    parse_number,
+    parse_positive,
+    parse_share,
+    parse_size_bytes,
+    size,
+)
 from storage_manager.base.text import printable
 from storage_manager.seq.server import Secret, SeqServer, seq_server
 
@@ -30,11 +39,15 @@ LONGEST_LOCK_STALE_SECS = 366 * 24 * 3600.0
 
 # Every variable of ours, without the prefix: what nearly is one of these is a slip of the keyboard.
 NAMES = (
-    "STORAGE", "STORAGE_DIR", "DATA_DIR", "ENV", "MAX_STORAGE_MB", "HOUSEKEEPING_INTERVAL_MINS",
-    "HOUSEKEEPER_LOCK_STALE_SECONDS", "HOUSEKEEPER_HEARTBEAT_FILE", "LOG_LEVEL", "LOG_JSON", "LOG_FILE", "METRICS_FILE",
-    "HISTORY_FILE", "SEQ_URL", "SEQ_API_KEY",
+    "STORAGE", "STORAGE_DIR", "DATA_DIR", "ENV", "MAX_STORAGE_MB", "TARGET_STORAGE_MB", "MIN_AGE_MINS", "KEEP_LAST",
+    "MAX_AGE_DAYS", "MAX_SESSIONS", "MAX_DELETE", "HOUSEKEEPING_INTERVAL_MINS", "HOUSEKEEPER_LOCK_STALE_SECONDS",
+    "HOUSEKEEPER_HEARTBEAT_FILE", "LOG_LEVEL", "LOG_JSON", "LOG_FILE", "METRICS_FILE", "HISTORY_FILE",
+    "SEQ_URL", "SEQ_API_KEY",
 )  # fmt: skip
 _LIMIT = "MAX_STORAGE_MB"
+
+# Below a minute an age means everything, which nobody asks a loop for.
+SHORTEST_MAX_AGE_DAYS = 1 / (24 * 60)
 
 # How alike, of 1, two names are before one is taken for the other. STORAGE_URL is 0.82 like STORAGE_DIR.
 _ALIKE = 0.85
@@ -49,6 +62,8 @@ _COMMENTED = re.compile(r"([^#\s].*?)\s+#.*", re.DOTALL)
 
 _DEFAULT_HEARTBEAT = re.compile(r"(storage_manager-\d+-)[0-9a-f]{8}\.heartbeat", re.ASCII)
 
+# What stands for a limit that is not set.
+NONE = "none"
 # Where a limit comes from.
 SET, DEFAULT, OFF, INVALID = "set", "default", "off", "invalid"
 Value = TypeVar("Value")
@@ -67,6 +82,18 @@ class Fallback(NamedTuple):
     """Whether somebody must act: nothing is deleted until then."""
     is_unknown: bool = False
     """Whether it is the name that is wrong."""
+
+
+class Row(NamedTuple):
+    """One setting, explained."""
+
+    variable: str
+    value: str
+    """In force. Printable, and without secrets."""
+    source: str
+    """What named it: `default`, `environment` or an option."""
+    problem: str = ""
+    """Why that is not what was asked for."""
 
 
 class Settings(NamedTuple):
@@ -101,8 +128,19 @@ class Settings(NamedTuple):
     """What the variables' names begin with."""
     limit_source: str
     """SET, DEFAULT, OFF or INVALID: set but not understood, so that the default is in force for the check alone."""
-    limit_problem: Optional[Fallback]
-    """Why nobody has set the limit, although somebody has tried to."""
+    held_by: Optional[Fallback]
+    """What of the settings that say what goes cannot be used: nothing is deleted until somebody has corrected it."""
+    target_storage_bytes: Optional[int] = None
+    """Beyond the limit, sessions go until this is reached; None: the limit itself."""
+    min_age_mins: float = 0.0
+    """Younger sessions stay."""
+    keep_last: int = 0
+    """So many of the newest stay."""
+    max_age_days: Optional[float] = None
+    """Sessions of that age go, whatever the usage."""
+    max_sessions: Optional[int] = None
+    max_delete: Optional[Share] = None
+    """A cycle that would delete more deletes nothing."""
 
     @property
     def limit_variable(self) -> str:
@@ -111,22 +149,45 @@ class Settings(NamedTuple):
 
 Load = Callable[[], "tuple[Settings, list[Fallback]]"]
 """Reads the environment anew: the loop does before each cycle."""
+Explain = Callable[[], "tuple[Settings, list[Row], list[Fallback]]"]
+"""As explain_settings()."""
 
 
 def read_settings(
     environ: Mapping[str, str], storage_dir: Optional[str], data_root: Optional[str]
 ) -> tuple[Settings, list[Fallback]]:
     """Settings from the environment, and from the two options that name the store; and what was unusable."""
+    settings, reader = _read(environ, storage_dir, data_root)
+    return settings, reader.fallbacks
+
+
+def explain_settings(
+    environ: Mapping[str, str], storage_dir: Optional[str], data_root: Optional[str]
+) -> tuple[Settings, list[Row], list[Fallback]]:
+    """The same, one row for each setting, and the names that are none of ours but nearly."""
+    settings, reader = _read(environ, storage_dir, data_root)
+    problems = {one.variable: f"{one.value!r}: {one.reason}; {_what_then(one)}" for one in reader.fallbacks}
+    rows = [row._replace(problem=problems.get(row.variable, "")) for row in reader.rows]
+    return settings, rows, [one for one in reader.fallbacks if one.is_unknown]
+
+
+def _read(environ: Mapping[str, str], storage_dir: Optional[str], data_root: Optional[str]) -> tuple[Settings, _Reader]:
     reader = _Reader(environ)
     directory, source = reader.storage(storage_dir, data_root)
-    interval_mins = reader.value("HOUSEKEEPING_INTERVAL_MINS", DEFAULT_INTERVAL_MINS, _interval_mins)
-    limit_bytes, limit_source, limit_problem = reader.limit()
+    limit_bytes, limit_source = reader.limit()
     settings = Settings(
         storage_dir=directory,
         storage_source=source,
-        environment=reader.text("ENV"),
-        interval_secs=60.0 * interval_mins,
+        environment=reader.text("ENV", NONE),
         max_storage_bytes=limit_bytes,
+        limit_source=limit_source,
+        target_storage_bytes=reader.rule("TARGET_STORAGE_MB", parse_size_bytes),
+        max_age_days=reader.rule("MAX_AGE_DAYS", lambda text: parse_number(text, SHORTEST_MAX_AGE_DAYS)),
+        max_sessions=reader.rule("MAX_SESSIONS", lambda text: parse_count(text, 1)),
+        min_age_mins=reader.rule("MIN_AGE_MINS", parse_number) or 0.0,
+        keep_last=reader.rule("KEEP_LAST", parse_count) or 0,
+        max_delete=reader.rule("MAX_DELETE", parse_share),
+        interval_secs=60.0 * reader.value("HOUSEKEEPING_INTERVAL_MINS", DEFAULT_INTERVAL_MINS, _interval_mins),
         lock_stale_secs=reader.value(
             "HOUSEKEEPER_LOCK_STALE_SECONDS",
             DEFAULT_LOCK_STALE_SECS,
@@ -134,20 +195,20 @@ def read_settings(
         ),
         log_level=reader.value("LOG_LEVEL", logging.INFO, _level, shown="INFO"),
         log_json=reader.value("LOG_JSON", None, _boolean, shown="decided by the terminal"),
-        log_file=reader.text("LOG_FILE"),
+        log_file=reader.text("LOG_FILE", NONE),
         seq=reader.seq(),
-        heartbeat_file=reader.text("HOUSEKEEPER_HEARTBEAT_FILE") or reader.heartbeat_file(directory),
-        metrics_file=reader.text("METRICS_FILE"),
-        history_file=reader.text("HISTORY_FILE"),
+        heartbeat_file=reader.file("HOUSEKEEPER_HEARTBEAT_FILE", reader.heartbeat_file(directory)),
+        metrics_file=reader.text("METRICS_FILE", NONE),
+        history_file=reader.text("HISTORY_FILE", "in the temporary directory"),
         temporary_dir=reader.temporary_dir(),
         notify_socket=environ.get("NOTIFY_SOCKET") or None,
         watchdog_secs=_watchdog_secs(environ),
         prefix=reader.prefix,
-        limit_source=limit_source,
-        limit_problem=limit_problem,
+        held_by=None,
     )
+    reader.look_for_contradictions(settings)
     reader.look_for_slips()
-    return settings, reader.fallbacks
+    return settings._replace(held_by=reader.held_by), reader
 
 
 def limit_text(limit_bytes: Optional[int], source: Optional[str] = None) -> str:
@@ -194,8 +255,7 @@ def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:
         emit = log.error if fallback.is_error else log.warning
         emit(
             "housekeeper.invalid_env",
-            f"{fallback.variable} is {fallback.value!r}: {fallback.reason}; using {fallback.default}"
-            + ("; nothing is deleted for its sake" if fallback.is_error else ""),
+            f"{fallback.variable} is {fallback.value!r}: {fallback.reason}; {_what_then(fallback)}",
             variable=fallback.variable,
             value=fallback.value,
             default=fallback.default,
@@ -203,51 +263,110 @@ def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:
         )
 
 
+def _what_then(fallback: Fallback) -> str:
+    if fallback.is_error and fallback.default == NONE:
+        return "nothing is deleted until that is corrected"
+    return f"using {fallback.default}" + ("; nothing is deleted for its sake" if fallback.is_error else "")
+
+
 class _Reader:
+    """Reads one variable after the other, and keeps what there is to say of each."""
+
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self.fallbacks: list[Fallback] = []
+        self.rows: list[Row] = []
+        self.held_by: Optional[Fallback] = None
         self.prefix = environ.get(PREFIX_VARIABLE, "").strip() or DEFAULT_PREFIX
-        self._wrong_prefix: Optional[Fallback] = None
         if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.prefix, re.ASCII) is None:
             # The limit is looked for under another name than the one that somebody has given it.
             is_error = f"{DEFAULT_PREFIX}_{_LIMIT}" not in environ
             self._fall_back(PREFIX_VARIABLE, self.prefix, DEFAULT_PREFIX, "it cannot begin a variable's name", is_error)
-            self.prefix, self._wrong_prefix = DEFAULT_PREFIX, self.fallbacks[-1] if is_error else None
+            self.prefix, self.held_by = DEFAULT_PREFIX, self.fallbacks[-1] if is_error else None
+        given = environ.get(PREFIX_VARIABLE, "").strip()
         shorter = self.prefix.rstrip("_")
         if shorter and shorter != self.prefix and not any(f"{self.prefix}_{name}" in environ for name in NAMES):
             self._fall_back(PREFIX_VARIABLE, self.prefix, shorter, "the _ behind it is added anyway")
             self.prefix = shorter
+        self.rows.append(Row(PREFIX_VARIABLE, self.prefix, "environment" if given == self.prefix else "default"))
 
-    def text(self, name: str) -> Optional[str]:
+    def text(self, name: str, default: str = "") -> Optional[str]:
         """A variable's value; None when it is unset or blank."""
-        return self._environ.get(f"{self.prefix}_{name}", "").strip() or None
+        text = self._given(name)
+        self._explain(name, default if text is None else printable(text, 200), text is not None)
+        return text
+
+    def file(self, name: str, default: str) -> str:
+        return self.text(name, printable(default)) or default
 
     def value(self, name: str, default: Value, parse: Callable[[str], Value], shown: Optional[str] = None) -> Value:
-        text = _bare(self.text(name))
-        if text is None:
-            return default
-        try:
-            return parse(text)
-        except ValueError as error:
-            self._fall_back(f"{self.prefix}_{name}", self.text(name) or "", shown or f"{default:g}", str(error))
-            return default
+        shown = shown or f"{default:g}"
+        text = _bare(self._given(name))
+        value = default
+        if text is not None:
+            try:
+                value = parse(text)
+            except ValueError as error:
+                self._fall_back(f"{self.prefix}_{name}", self._given(name) or "", shown, str(error))
+                text = None
+        self._explain(name, shown if text is None else printable(text, 200), text is not None)
+        return value
 
-    def limit(self) -> tuple[Optional[int], str, Optional[Fallback]]:
-        """(bytes, where they come from, why they are not what somebody wanted)."""
+    def rule(self, name: str, parse: Callable[[str], Value]) -> Optional[Value]:
+        """What says which sessions go, and has no default: None when it is unset or `off`, and when it cannot be used,
+        which holds every deletion.
+        """
+        text = _bare(self._given(name))
+        value = None
+        if text is not None and text.lower() != OFF:
+            try:
+                value = parse(text)
+            except ValueError as error:
+                self._hold(name, self._given(name) or "", NONE, str(error))
+        self._explain(name, NONE if value is None else printable(text, 200), value is not None)
+        return value
+
+    def limit(self) -> tuple[Optional[int], str]:
+        """(bytes, where they come from)."""
         default = DEFAULT_MAX_STORAGE_MB * BYTES_PER_MB
-        text = _bare(self.text(_LIMIT))
-        if text is None:
-            return default, INVALID if self._wrong_prefix else DEFAULT, self._wrong_prefix
-        if text.lower() == "off":
-            return None, OFF, None
-        try:
-            return parse_size_bytes(text), SET, None
-        except ValueError as error:
-            reason = f"{error} (`off` switches deletion off)"
-            given = self.text(_LIMIT) or ""
-            self._fall_back(f"{self.prefix}_{_LIMIT}", given, str(DEFAULT_MAX_STORAGE_MB), reason, is_error=True)
-            return default, INVALID, self.fallbacks[-1]
+        text = _bare(self._given(_LIMIT))
+        found: tuple[Optional[int], str] = default, INVALID if self.held_by else DEFAULT
+        if text is not None and text.lower() == OFF:
+            found = None, OFF
+        elif text is not None:
+            try:
+                found = parse_size_bytes(text), SET
+            except ValueError as error:
+                reason = f"{error} (`off` switches deletion off)"
+                self._hold(_LIMIT, self._given(_LIMIT) or "", str(DEFAULT_MAX_STORAGE_MB), reason)
+                found = default, INVALID
+        is_given = found[1] in (SET, OFF)
+        self._explain(_LIMIT, printable(text, 200) if is_given else str(DEFAULT_MAX_STORAGE_MB), is_given)
+        return found
+
+    def look_for_contradictions(self, settings: Settings) -> None:
+        """Settings that cannot all be meant: nobody can know which of them is wrong."""
+        limit, target = settings.max_storage_bytes, settings.target_storage_bytes
+        if limit is not None and target is not None and target > limit:
+            self._contradict("TARGET_STORAGE_MB", f"it is above the limit, {limit_text(limit, settings.limit_source)}")
+        if settings.max_sessions is not None and settings.keep_last > settings.max_sessions:
+            self._contradict("KEEP_LAST", f"it is above {self.prefix}_MAX_SESSIONS, {settings.max_sessions:,}")
+        if settings.max_age_days is not None and settings.min_age_mins > settings.max_age_days * 24 * 60:
+            days = f"{settings.max_age_days:g}"
+            self._contradict("MIN_AGE_MINS", f"it is longer than {self.prefix}_MAX_AGE_DAYS, {days}")
+
+    def _contradict(self, name: str, reason: str) -> None:
+        self._hold(name, self._given(name) or "", NONE, reason)
+
+    def _hold(self, name: str, value: str, default: str, reason: str) -> None:
+        self._fall_back(f"{self.prefix}_{name}", value, default, reason, is_error=True)
+        self.held_by = self.held_by or self.fallbacks[-1]
+
+    def _given(self, name: str) -> Optional[str]:
+        return self._environ.get(f"{self.prefix}_{name}", "").strip() or None
+
+    def _explain(self, name: str, shown: str, is_given: bool) -> None:
+        self.rows.append(Row(f"{self.prefix}_{name}", shown, "environment" if is_given else "default"))
 
     def look_for_slips(self) -> None:
         """Tell of variables that are none of ours, but nearly."""
@@ -261,6 +380,8 @@ class _Reader:
 
     def storage(self, storage_dir: Optional[str], data_root: Optional[str]) -> tuple[str, str]:
         """(directory, where it was named)."""
+        for name in ("STORAGE", "STORAGE_DIR", "DATA_DIR"):
+            self.text(name, NONE)
         if storage_dir:
             return storage_dir, "--storage-dir"
         if data_root:
@@ -275,22 +396,21 @@ class _Reader:
         return DEFAULT_STORAGE_DIR, "the default"
 
     def seq(self) -> Optional[SeqServer]:
-        url, key = self.text("SEQ_URL"), self.text("SEQ_API_KEY")
-        if url is None:
-            return None
-        try:
-            server = seq_server(url)
-        except ValueError as error:
-            # What is wrong with it may be where its password is: it is not shown.
-            self._fall_back(f"{self.prefix}_SEQ_URL", repr(Secret(url)), "no shipping", str(error))
-            return None
-        if key is None:
-            return server
-        if not (key.isascii() and key.isprintable()):
+        url, key = self._given("SEQ_URL"), self._given("SEQ_API_KEY")
+        server = None
+        if url is not None:
+            try:
+                server = seq_server(url)
+            except ValueError as error:
+                # What is wrong with it may be where its password is: it is not shown.
+                self._fall_back(f"{self.prefix}_SEQ_URL", repr(Secret(url)), "no shipping", str(error))
+        self._explain("SEQ_URL", NONE if server is None else printable(server.url, 200), server is not None)
+        if server is not None and key is not None and not (key.isascii() and key.isprintable()):
             reason = "it has characters that no header can carry"
             self._fall_back(f"{self.prefix}_SEQ_API_KEY", repr(Secret(key)), "no key", reason)
-            return server
-        return server._replace(api_key=Secret(key))
+            key = None
+        self._explain("SEQ_API_KEY", NONE if key is None else repr(Secret(key)), key is not None)
+        return server if server is None or key is None else server._replace(api_key=Secret(key))
 
     def heartbeat_file(self, storage_dir: str) -> str:
         """A name of its own for each user and store, which `health` finds again."""

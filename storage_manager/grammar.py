@@ -17,13 +17,14 @@ from storage_manager import __version__
 from storage_manager.base.errors import EXIT_CODES, EXIT_FAILED
 from storage_manager.base.log import LEVELS
 from storage_manager.base.output import Output
-from storage_manager.base.quantity import parse_count, parse_duration_secs, parse_number, parse_size_bytes
+from storage_manager.base.quantity import parse_count, parse_duration_secs, parse_number, parse_share, parse_size_bytes
 from storage_manager.base.text import printable
 from storage_manager.base.times import parse_since
 from storage_manager.config import (
     DEFAULT_LOCK_STALE_SECS,
     DEFAULT_PREFIX,
     DEFAULT_STORAGE_DIR,
+    OFF,
     SHORTEST_LOCK_STALE_SECS,
 )
 from storage_manager.store.names import is_guid
@@ -120,6 +121,15 @@ def _check(parser: argparse.ArgumentParser) -> None:
     _lock_options(parser)
 
 
+def _brake_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-delete",
+        metavar="N",
+        type=_by(lambda text: None if text.strip().lower() == OFF else parse_share(text)),
+        help="delete none if more would go (50, 20%%, or off)",
+    )
+
+
 def _purge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--age-days",
@@ -134,6 +144,7 @@ def _purge(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="orphans instead of sessions, by the time they were last modified (`check --adopt-orphans` keeps them)",
     )
+    _brake_option(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="say what would go; delete nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -142,14 +153,19 @@ def _purge(parser: argparse.ArgumentParser) -> None:
 
 def _prune_size(parser: argparse.ArgumentParser) -> None:
     size = _by(parse_size_bytes)
-    parser.add_argument(
-        "--max-mb", metavar="X", type=size, required=True, help="the limit: MB, or with a unit (512M, 10GB, 1.5GiB)"
-    )
+    parser.add_argument("--max-mb", metavar="X", type=size, help="the limit: MB, or with a unit (512M, 10GB, 1.5GiB)")
     parser.add_argument("--target-mb", metavar="Y", type=size, help="prune down to this once over the limit")
     parser.add_argument(
         "--min-age-mins", metavar="M", type=_by(parse_number), default=0.0, help="keep sessions younger than this"
     )
     parser.add_argument("--keep-last", metavar="N", type=_by(parse_count), default=0, help="keep the newest N sessions")
+    parser.add_argument(
+        "--max-sessions",
+        metavar="N",
+        type=_by(_at_least_one),
+        help="keep at most N sessions, whatever their size",
+    )
+    _brake_option(parser)
     parser.add_argument("--group", metavar="G", help="only this group's sessions count, and go")
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and why; delete nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -170,9 +186,7 @@ def _run_loop(parser: argparse.ArgumentParser) -> None:
 
 
 def _at_least_one(text: str) -> int:
-    if parse_count(text) < 1:
-        raise ValueError("it must be at least 1")
-    return parse_count(text)
+    return parse_count(text, 1)
 
 
 def _health(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +208,10 @@ def _guid(text: str) -> str:
     if is_guid(text) is None:
         raise ValueError("it is not a guid such as 0b9e2f6c-8d0c-4a53-9f0e-3c1d6a7b5e42")
     return text
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def _completion(parser: argparse.ArgumentParser) -> None:
@@ -235,6 +253,10 @@ COMMANDS = (
     Command("health", "whether run-loop does its work: one sentence, exit code 0 or 1", _health, "health", quiet=True,
             examples=("storage_manager health",
                       "storage_manager health --json")),
+    Command("config", "the settings in force, where each comes from, and what is wrong", _config, "config",
+            quiet=True, only_tells=True,
+            examples=("storage_manager config",
+                      "GOFR_DIG_MAX_STORAGE_MB=10G storage_manager config --json")),
     Command("completion", "print what makes a shell complete commands and options", _completion, "completion",
             quiet=True, only_tells=True,
             examples=("source <(storage_manager completion bash)",

@@ -58,15 +58,17 @@ FLAGS = {
         "--lock-stale-seconds",
     ],
     "purge": [
-        "--age-days", "--group", "--orphans", "--yes", "--dry-run", "--json", "--lock-timeout", "--lock-stale-seconds",
+        "--age-days", "--group", "--orphans", "--max-delete", "--yes", "--dry-run", "--json", "--lock-timeout",
+        "--lock-stale-seconds",
     ],
     "prune-size": [
-        "--max-mb", "--target-mb", "--min-age-mins", "--keep-last", "--group", "--dry-run", "--json", "--verbose",
-        "--yes", "--lock-timeout", "--lock-stale-seconds",
+        "--max-mb", "--target-mb", "--max-sessions", "--max-delete", "--min-age-mins", "--keep-last", "--group",
+        "--dry-run", "--json", "--verbose", "--yes", "--lock-timeout", "--lock-stale-seconds",
     ],
     "run-loop": ["--once", "--dry-run", "--max-failures"],
     "history": ["--since", "--session", "--json"],
     "health": ["--json"],
+    "config": ["--json"],
     "completion": [],
     "help": [],
 }  # fmt: skip
@@ -296,7 +298,6 @@ WRONG = [
     *([name, "--lock-stale-seconds", secs] for name in ("purge", "check") for secs in ("0", "29.9", "1e-300")),
 ]
 WRONG_PRUNE = [
-    ["prune-size"],
     ["prune-size", "--max", "5"],
     *(
         ["prune-size", "--max-mb", value]

@@ -191,8 +191,8 @@ def test_every_unusable_variable_is_reported_and_the_usable_ones_count() -> None
     found, fallbacks = read_settings(
         {INTERVAL: "nan", MAX_STORAGE: "-1", LOCK_STALE: "60", "GOFR_DIG_LOG_LEVEL": "loud"}, None, None
     )
-    assert [told.variable for told in fallbacks] == [INTERVAL, MAX_STORAGE, "GOFR_DIG_LOG_LEVEL"]
-    assert [told.value for told in fallbacks] == ["nan", "-1", "loud"]
+    assert [told.variable for told in fallbacks] == [MAX_STORAGE, INTERVAL, "GOFR_DIG_LOG_LEVEL"]
+    assert [told.value for told in fallbacks] == ["-1", "nan", "loud"]
     assert found.lock_stale_secs == 60
 
 
@@ -230,13 +230,13 @@ def test_quotes_and_comments_are_none_of_a_numbers_or_a_choices_value(wrapped: s
 @pytest.mark.parametrize("text", ["off", "Off", '"off"', "off # for now"])
 def test_off_is_no_limit(text: str) -> None:
     found = settings(**{MAX_STORAGE: text})
-    assert (found.max_storage_bytes, found.limit_source, found.limit_problem) == (None, "off", None)
+    assert (found.max_storage_bytes, found.limit_source, found.held_by) == (None, "off", None)
 
 
 @pytest.mark.parametrize("blank", ["", " ", '""', "' '"])
 def test_a_limit_that_is_not_set_is_said_to_be_the_default(blank: str) -> None:
     found = settings(**{MAX_STORAGE: blank})
-    assert (found.max_storage_bytes, found.limit_source, found.limit_problem) == (1024 * MB, "default", None)
+    assert (found.max_storage_bytes, found.limit_source, found.held_by) == (1024 * MB, "default", None)
 
 
 def test_of_random_text_a_limit_is_what_it_says_or_a_problem(seeds: Callable[[int], range]) -> None:
@@ -258,7 +258,7 @@ def test_of_random_text_a_limit_is_what_it_says_or_a_problem(seeds: Callable[[in
             assert text.strip(" \t\"'") == "", repr(text)
         else:
             assert (found.limit_source, found.max_storage_bytes) == ("invalid", 1024 * MB), repr(text)
-            assert found.limit_problem is problems[0] and problems[0].is_error
+            assert found.held_by is problems[0] and problems[0].is_error
     assert taken > 10
 
 

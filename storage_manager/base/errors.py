@@ -6,6 +6,7 @@ import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Optional
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -137,13 +138,17 @@ class CommitContended(StorageManagerError):
     """metadata.json changed under every attempt to commit, or was never whole. Nothing is lost by it."""
 
 
-class LimitNotSet(StorageManagerError):
-    """Sessions would have to go for a limit that nobody has set: the one that was set cannot be understood."""
+class Held(StorageManagerError):
+    """Sessions would have to go, and nobody may want that: a setting cannot be used, or they are more than the brake
+    lets through. Nothing was deleted."""
 
     lacks_evidence = True
     event = "storage_manager.prune.held"
 
-    def __init__(self, message: str, variable: str, limit_bytes: int, victim_count: int, victim_bytes: int) -> None:
+    def __init__(
+        self, message: str, variable: Optional[str], limit_bytes: Optional[int], victim_count: int, victim_bytes: int
+    ) -> None:
+        """`variable` is the one to correct."""
         self.variable = variable
         self.limit_bytes = limit_bytes
         self.victim_count = victim_count
@@ -162,6 +167,8 @@ class LimitNotSet(StorageManagerError):
 
 class ClockDoubtful(StorageManagerError):
     """A purge would delete everything because of a clock that is far ahead of all that the store shows."""
+
+    lacks_evidence = True
 
 
 class StoreGone(StorageManagerError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import datetime
+from typing import NamedTuple
 
 BYTES_PER_MB = 1024 * 1024
 
@@ -46,11 +47,35 @@ def parse_positive(text: str, at_most: float = math.inf) -> float:
     return number
 
 
-def parse_count(text: str) -> int:
-    """A whole number from 0. Raises ValueError with what is wrong with it."""
+def parse_count(text: str, at_least: int = 0) -> int:
+    """A whole number from `at_least`. Raises ValueError with what is wrong with it."""
     if re.fullmatch(r"\+?\d{1,18}", text.strip(), re.ASCII) is None:
         raise ValueError("it is not a whole number from 0 up")
+    if int(text) < at_least:
+        raise ValueError(f"it must be at least {at_least}")
     return int(text)
+
+
+class Share(NamedTuple):
+    """A number of sessions, or that many per cent of them."""
+
+    amount: float
+    is_percent: bool
+
+    def of(self, count: int) -> float:
+        """How many of so many that is."""
+        return count * self.amount / 100 if self.is_percent else self.amount
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} %" if self.is_percent else f"{self.amount:,.0f}"
+
+
+def parse_share(text: str) -> Share:
+    """A whole number from 0 (50), or a per cent up to 100 (50%, 12.5 %). Raises ValueError."""
+    text = text.strip()
+    if text.endswith("%"):
+        return Share(parse_number(text[:-1], at_most=100.0), True)
+    return Share(float(parse_count(text)), False)
 
 
 def parse_size_bytes(text: str) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog
 from storage_manager.base.output import Output
-from storage_manager.config import Load, Settings
+from storage_manager.config import Explain, Load, Settings
 
 
 class Context(NamedTuple):
@@ -15,6 +15,9 @@ class Context(NamedTuple):
 
     settings: Settings
     load: Load
+    explain: Explain
+    program: str
+    """What was run, as it was called."""
     clock: Clock
     log: EventLog
     out: Output

@@ -7,6 +7,7 @@ import argparse
 from storage_manager.base.errors import UsageError
 from storage_manager.commands import Context
 from storage_manager.commands.outcome import show
+from storage_manager.config import limit_text
 from storage_manager.jobs import prune
 from storage_manager.jobs.policy import PruneLimits, plan_prune
 from storage_manager.loop.history_file import writable_history_file
@@ -15,14 +16,24 @@ NAME = "prune-size"
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
-    target_bytes = args.max_mb if args.target_mb is None else args.target_mb
-    if target_bytes > args.max_mb:
+    settings = context.settings
+    limit_bytes, target_bytes, shown = args.max_mb, args.target_mb, None
+    if limit_bytes is None and args.max_sessions is None:
+        if not args.dry_run:
+            raise UsageError("the limit is missing: --max-mb, --max-sessions, or both")
+        limit_bytes = settings.max_storage_bytes
+        if limit_bytes is None:
+            raise UsageError(f"the limit is missing: --max-mb, for {settings.limit_variable} is `off`")
+        shown = limit_text(limit_bytes, settings.limit_source)
+    if target_bytes is None:
+        target_bytes = limit_bytes
+    if target_bytes is not None and (limit_bytes is None or target_bytes > limit_bytes):
         raise UsageError("--target-mb must not be above --max-mb")
-    limits = PruneLimits(args.max_mb, target_bytes, args.min_age_mins, args.keep_last, args.group)
+    limits = PruneLimits(limit_bytes, target_bytes, args.min_age_mins, args.keep_last, args.group, args.max_sessions)
     job = prune.Job(
         kind="prune",
         command=NAME,
-        storage_dir=context.settings.storage_dir,
+        storage_dir=settings.storage_dir,
         planner=lambda snapshot, now: plan_prune(snapshot, limits, now),
         group=args.group,
         limit_bytes=limits.limit_bytes,
@@ -30,8 +41,12 @@ def run(args: argparse.Namespace, context: Context) -> int:
         lock_timeout_secs=args.lock_timeout,
         lock_stale_secs=args.lock_stale_seconds,
         explain=args.verbose,
-        history=None if args.dry_run else writable_history_file(context.settings, context.log),
+        limit_text=shown,
+        max_delete=args.max_delete,
+        history=None if args.dry_run else writable_history_file(settings, context.log),
     )
     outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
+    if shown is not None and not args.json:
+        context.out.line(f"the limit is {shown}, as {settings.limit_variable} says; --max-mb tries another one")
     show(outcome, job, args.json, args.verbose, context.out)
     return outcome.exit_code

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import suppress
 from datetime import datetime
 
 from storage_manager.base import quantity
-from storage_manager.base.errors import EXIT_OK, ClockDoubtful, UsageError
+from storage_manager.base.errors import EXIT_OK, UsageError
 from storage_manager.base.text import printable
-from storage_manager.base.times import from_timestamp, utc_text
+from storage_manager.base.times import utc_text
 from storage_manager.commands import Context
 from storage_manager.commands.outcome import confirmed, show
 from storage_manager.jobs import prune
 from storage_manager.jobs.plan import Plan
-from storage_manager.jobs.policy import clock_is_doubtful, latest_moment, plan_orphan_purge, plan_purge
+from storage_manager.jobs.policy import plan_orphan_purge, plan_purge
 from storage_manager.loop.history_file import writable_history_file
-from storage_manager.store.names import METADATA_NAME
 from storage_manager.store.snapshot import Snapshot
 
 NAME = "purge"
@@ -31,21 +29,15 @@ def run(args: argparse.Namespace, context: Context) -> int:
         raise UsageError("--orphans and --group exclude each other: an orphan's group is not known")
 
     # Before recovery, which may write the file by the clock that is in question.
-    modified = _modified(context.settings.storage_dir)
+    modified = prune.client_modified(context.settings.storage_dir)
 
     def planner(snapshot: Snapshot, now: datetime) -> Plan:
         if args.orphans:
             plan = plan_orphan_purge(snapshot, args.age_days, now)
         else:
             plan = plan_purge(snapshot, args.age_days, args.group, now)
-        latest = latest_moment(snapshot, now, modified)
-        must_be_sure = args.age_days >= NO_AGE_DAYS and not (args.yes or args.dry_run)
-        if latest is not None and must_be_sure and clock_is_doubtful(plan, args.age_days, now, latest):
-            raise ClockDoubtful(
-                f"nothing was deleted: every {plan.noun} ({len(plan.victims):,}) would go, but this clock says "
-                f"{utc_text(now)[:19]} UTC, and the latest that the store shows is {utc_text(latest)[:19]} UTC. "
-                "Correct the clock; if it is right, and nobody has used the store since, use --yes"
-            )
+        if args.age_days >= NO_AGE_DAYS and not (args.yes or args.dry_run):
+            prune.require_clock(plan, args.age_days, snapshot, now, modified, "use --yes")
         return plan
 
     job = prune.Job(
@@ -58,6 +50,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         target_bytes=None,
         lock_timeout_secs=args.lock_timeout,
         lock_stale_secs=args.lock_stale_seconds,
+        max_delete=args.max_delete,
         history=None if args.dry_run else writable_history_file(context.settings, context.log),
     )
     needs_answer = args.age_days < NO_AGE_DAYS and not (args.yes or args.dry_run)
@@ -71,13 +64,6 @@ def run(args: argparse.Namespace, context: Context) -> int:
     outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
     show(outcome, job, args.json, False, context.out)
     return outcome.exit_code
-
-
-def _modified(storage_dir: str) -> list[datetime]:
-    """When a client last wrote metadata.json. The directory's time says nothing: our own lock file changes it."""
-    with suppress(OSError):
-        return [from_timestamp(os.lstat(os.path.join(storage_dir, METADATA_NAME)).st_mtime)]
-    return []
 
 
 def _warning(job: prune.Job, plan: Plan) -> str:

@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     swept: Sequence[Session]
     """Dangling entries to remove along with them."""
     reason: str
-    """Why the victims go."""
+    """Why the victims go; those of `reasons` before it go for another."""
     kept: Sequence[Keep]
     current_bytes: int
     planned_bytes: int
@@ -68,6 +68,10 @@ class Plan(NamedTuple):
     """What keeps the usage above the target, in bytes by cause; empty when the target is met."""
     are_orphans: bool = False
     """Whether the victims are blobs without entries, with their time of modification as that of their creation."""
+    reasons: Sequence[tuple[int, str]] = ()
+    """(how many of the oldest, why they go), for those that do not go for `reason`."""
+    surplus_count: int = 0
+    """How many more sessions stay than may, because they are protected."""
 
     @property
     def noun(self) -> str:
@@ -81,12 +85,27 @@ class Plan(NamedTuple):
     def freed_bytes(self) -> int:
         return self.current_bytes - self.planned_bytes
 
+    def chosen(self) -> Iterator[tuple[Session, str]]:
+        """The victims, each with why it goes."""
+        start = 0
+        for count, reason in (*self.reasons, (len(self.victims), self.reason)):
+            for session in self.victims[start : start + count]:
+                yield session, reason
+            start += count
+
+    @property
+    def why(self) -> str:
+        """Every reason, in the order of the victims."""
+        first = sum(count for count, _ in self.reasons)
+        reasons = [reason for _, reason in self.reasons]
+        return "; ".join(reasons + ([self.reason] if first < len(self.victims) or not reasons else []))
+
     def decisions(self) -> Iterator[tuple[str, Session, str]]:
         """(action, session, reason) of every session and dangling entry the plan speaks of."""
         for session in self.swept:
             yield "sweep", session, "entry without a blob"
-        for session in self.victims:
-            yield "delete", session, self.reason
+        for session, reason in self.chosen():
+            yield "delete", session, reason
         for keep in self.kept:
             for session in keep.sessions:
                 yield "keep", session, keep.reason
@@ -113,15 +132,17 @@ class Outcome(NamedTuple):
 
 
 def unmet(plan: Plan, final_bytes: int) -> str:
-    """Why the target is not met, and what helps most; empty when it is met."""
-    if plan.target_met or plan.target_bytes is None:
+    """Why a limit is not kept, and what helps most; empty when all are."""
+    if plan.target_met or (plan.target_bytes is None and not plan.surplus_count):
         return ""
+    stays = []
+    if plan.target_bytes is not None and (final_bytes > plan.target_bytes or not plan.surplus_count):
+        stays.append(f"usage stays at {size(final_bytes)}, above the target of {size(plan.target_bytes)}")
+    if plan.surplus_count:
+        stays.append(f"{counted(plan.surplus_count, 'session')} more stay than may")
     causes = ", ".join(f"{cause} {size(size_bytes)}" for cause, size_bytes in plan.causes.items())
     largest = max(plan.causes, key=lambda cause: plan.causes[cause])
-    return (
-        f"usage stays at {size(final_bytes)}, above the target of {size(plan.target_bytes)}, because of what may not "
-        f"be deleted: {causes} ({HELP[largest]})"
-    )
+    return f"{'; '.join(stays)}, because of what may not be deleted: {causes} ({HELP[largest]})"
 
 
 def sentence(outcome: Outcome) -> str:

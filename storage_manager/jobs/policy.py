@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple, Optional
 
+from storage_manager.base.quantity import Share
 from storage_manager.jobs.plan import Keep, Plan
 from storage_manager.store.snapshot import AFTER_EVERY_GUID, FUTURE, ORPHAN, UNREADABLE, Session, Snapshot
 
@@ -14,19 +15,24 @@ from storage_manager.store.snapshot import AFTER_EVERY_GUID, FUTURE, ORPHAN, UNR
 class PruneLimits(NamedTuple):
     """How far to prune, and what is out of bounds."""
 
-    limit_bytes: int
-    """Nothing happens up to here."""
-    target_bytes: int
-    """Beyond the limit, sessions go until usage is down to this."""
+    limit_bytes: Optional[int]
+    """Nothing happens up to here; None: whatever the usage."""
+    target_bytes: Optional[int]
+    """Beyond the limit, sessions go until usage is down to this. None where there is no limit."""
     min_age_mins: float = 0.0
     """Younger sessions are protected."""
     keep_last: int = 0
     """The newest N sessions of the scope are protected."""
     group: Optional[str] = None
+    max_sessions: Optional[int] = None
+    """Beyond so many, the oldest go."""
+    max_age_days: Optional[float] = None
+    """Sessions of that age go first, whatever the usage."""
 
 
 def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
-    """Choose the shortest run of oldest sessions whose deletion brings usage down to the target.
+    """Choose the shortest run of oldest sessions whose deletion leaves none that is too old, brings usage down to the
+    target, and leaves no more than may be.
 
     The victims are always a prefix of the sessions in age order, so no newer session goes while an older one
     of the scope stays. Anomalies are never chosen. Sessions make room for them, down to half of the target: anomalies
@@ -34,39 +40,55 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
     """
     scope = snapshot.scoped(limits.group)
     anomaly_bytes = scope.anomaly_bytes
-    session_bytes = scope.session_bytes
-    usage = session_bytes + anomaly_bytes
+    usage = scope.session_bytes + anomaly_bytes
     sessions = scope.sessions
     protected_from, protections = _protected(sessions, limits, now)
 
-    count, excess = 0, 0
-    if usage > limits.limit_bytes:
-        excess = session_bytes - max(limits.target_bytes - anomaly_bytes, limits.target_bytes // 2)
+    aged = 0
+    if limits.max_age_days is not None:
+        aged = min(protected_from, _count_aged(sessions, now, days=limits.max_age_days))
+    freed = sum(session.size_bytes for session in sessions[:aged])
+    count, excess, target = aged, 0, limits.target_bytes
+    if limits.limit_bytes is None or usage - freed <= limits.limit_bytes:
+        target = None  # nothing is asked for
+    if target is not None:
+        excess = scope.session_bytes - freed - max(target - anomaly_bytes, target // 2)
         while excess > 0 and count < protected_from:
             excess -= sessions[count].size_bytes
+            freed += sessions[count].size_bytes
             count += 1
+    sized, surplus = count, 0
+    if limits.max_sessions is not None:
+        surplus = max(0, len(sessions) - count - limits.max_sessions)
+        count = min(protected_from, count + surplus)
+        freed += sum(session.size_bytes for session in sessions[sized:count])
+        surplus -= count - sized
 
-    victims = sessions[:count]
-    freed = sum(session.size_bytes for session in victims)
     causes: dict[str, int] = _unknown(snapshot)
-    if usage > limits.limit_bytes and usage - freed > limits.target_bytes:
+    if target is not None and usage - freed > target:
         totals = scope.anomaly_totals()
         totals.pop(FUTURE, None)  # sessions like others: what stays of them is protected
         causes |= {kind: size for kind, (_, size) in totals.items() if size}
-        if excess > 0:  # the protections have stopped it, too
-            causes.update(
-                (keep.cause, sum(s.size_bytes for s in keep.sessions)) for keep in protections if keep.sessions
-            )
+    if excess > 0 or surplus:  # the protections have stopped it, too
+        causes.update((keep.cause, sum(s.size_bytes for s in keep.sessions)) for keep in protections if keep.sessions)
+    reasons = [
+        (aged, f"{limits.max_age_days or 0:g} days or older"),
+        (sized - aged, "oldest first, over the limit"),
+        (count - sized, f"oldest first, more than {limits.max_sessions or 0:,} sessions"),
+    ]
+    reasons = [(chosen, reason) for chosen, reason in reasons if chosen] or reasons[1:2]
     kept = [Keep("not_needed", "within the limit", sessions[count:protected_from]), *protections]
     return Plan(
-        victims=victims,
-        swept=_older_dangling(scope, victims),
-        reason="oldest first, over the limit",
+        victims=sessions[:count],
+        swept=_older_dangling(scope, sessions[:count]),
+        reason=reasons[-1][1],
+        reasons=reasons[:-1],
         kept=[keep for keep in kept if keep.sessions],
         current_bytes=usage,
         planned_bytes=usage - freed,
         target_bytes=limits.target_bytes,
         causes=causes,
+        surplus_count=surplus,
     )
 
 
@@ -98,6 +120,11 @@ def blobs_are_missing(scope: Snapshot) -> bool:
 HANDFUL = 5
 # A store at work shows a later time than this.
 QUIET_DAYS = 1.0
+
+
+def held_back(plan: Plan, most: Optional[Share], session_count: int) -> bool:
+    """Whether a plan deletes more than the brake lets through, of so many sessions."""
+    return most is not None and len(plan.victims) > most.of(session_count)
 
 
 def clock_is_doubtful(plan: Plan, age_days: float, now: datetime, latest: Optional[datetime]) -> bool:

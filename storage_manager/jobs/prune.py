@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from errno import ENOSPC, EROFS
 from typing import NamedTuple, Optional
@@ -16,22 +17,25 @@ from storage_manager.base.errors import (
     EXIT_FAILED,
     EXIT_OK,
     BlobsMissing,
+    ClockDoubtful,
     CommitContended,
+    Held,
     LockLost,
     StoreError,
     describe_errno,
     errno_name,
 )
 from storage_manager.base.log import EventLog
-from storage_manager.base.times import utc_text
+from storage_manager.base.times import from_timestamp, utc_text
 from storage_manager.jobs.journal import DELETED, HistoryFile, Journal
 from storage_manager.jobs.orphans import OrphanGuard
 from storage_manager.jobs.plan import Outcome, Plan, sentence, unmet
-from storage_manager.jobs.policy import blobs_are_missing
+from storage_manager.jobs.policy import blobs_are_missing, clock_is_doubtful, held_back, latest_moment
 from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.store.directory import open_store
 from storage_manager.store.inventory import mark
 from storage_manager.store.locked import LockedStore, locked_store, report_deferred
+from storage_manager.store.names import METADATA_NAME
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings, report_unknown_group, survey, take_snapshot
 
@@ -65,6 +69,12 @@ class Job(NamedTuple):
     """How the limit is shown, where there is more to say than its size."""
     history: Optional[HistoryFile] = None
     """Where it is told what was deleted."""
+    max_delete: Optional[quantity.Share] = None
+    """A plan that deletes more sessions than that deletes none."""
+    let_through: str = "To let it through, use --max-delete off"
+    """What to do when that is right all the same."""
+    is_watched: bool = True
+    """Whether somebody waits for it; else a plan that deletes more than half of the sessions is a warning."""
 
 
 def preview(job: Job, clock: Clock, log: EventLog) -> Plan:
@@ -84,6 +94,7 @@ def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] 
     _require_blobs(job, snapshot)
     plan = job.planner(snapshot, clock.now())
     facts = _report_check(job, snapshot, plan, log)
+    _require_brake(job, snapshot, plan)
     outcome = Outcome(
         plan=plan,
         dry_run=True,
@@ -136,12 +147,14 @@ class _Run:
     def carry_out(self) -> Outcome:
         job, clock, progress = self._job, self._clock, self._progress
         started = clock.monotonic()
-        plan, facts = self._plan()
+        plan, facts, session_count = self._plan()
         progress.noun = plan.noun
-        self._journal.why = plan.reason
+        self._journal.why = plan.why
         self._swept = {session.guid: session for session in plan.swept}
         if plan.victims or plan.swept:
-            self._log.info(
+            takes_most = not (job.is_watched or plan.are_orphans) and 2 * len(plan.victims) > session_count
+            emit = self._log.warning if takes_most else self._log.info
+            emit(
                 f"storage_manager.{job.kind}.started",
                 f"deleting {quantity.counted(len(plan.victims), plan.noun)}, {quantity.size(plan.freed_bytes)}",
                 victim_count=len(plan.victims),
@@ -174,8 +187,9 @@ class _Run:
         progress.sentence = sentence(outcome)
         return outcome
 
-    def _plan(self) -> tuple[Plan, dict[str, object]]:
-        """What to do, once it is certain that it can be done; the facts that the summary repeats."""
+    def _plan(self) -> tuple[Plan, dict[str, object], int]:
+        """What to do, once it is certain that it can be done; the facts that the summary repeats; how many sessions
+        there are."""
         job, clock = self._job, self._clock
         snapshot, reading = self._locked.look()
         with reading or nullcontext():
@@ -187,8 +201,10 @@ class _Run:
                 left = [session for session in snapshot.dangling if session.guid in waiting]
                 plan = plan._replace(swept=[*plan.swept, *left])
             facts = _report_check(job, snapshot, plan, self._log)
+            _require_brake(job, snapshot, plan)
             if plan.victims:
                 self._marks = array("q", sorted(snapshot.marks))
+            session_count = len(snapshot.scoped(job.group).sessions)
             # Of a large store, what stays takes much memory, and is of no more use.
             del snapshot
             if not job.explain:
@@ -198,7 +214,7 @@ class _Run:
                 self._guard = OrphanGuard(self._locked.store, clock, reading, plan.victims)
             elif reading is not None and (plan.victims or plan.swept):
                 self._locked.prepare(reading, plan.victims[0].blob_name if plan.victims else None)
-        return plan, facts
+        return plan, facts, session_count
 
     def _delete_all(self, plan: Plan) -> None:
         """Blobs first, then entries: a crash leaves dangling entries, which harm nobody, and a full disk gets room."""
@@ -210,13 +226,13 @@ class _Run:
             locked.try_remove_entries((), self._swept, self._entries_gone, (ENOSPC,), TRIAL_PATIENCE_SECS)
         committed_at = clock.monotonic()
         try:
-            for session in self._journal.announced(plan.victims):
+            for session, (_, reason) in zip(self._journal.announced(plan.victims), plan.chosen()):
                 if clock.stopping:
                     break
                 clock.progress()
                 if self._guard is not None and not self._guard.is_orphan(session):
                     continue
-                self._delete(session, plan)
+                self._delete(session, plan, reason)
                 if clock.monotonic() - committed_at >= COMMIT_EVERY_SECS:
                     locked.lock.refresh()
                     self._commit_meanwhile()
@@ -253,7 +269,7 @@ class _Run:
         gone = [self._swept.pop(guid) for guid in list(self._swept) if guid in swept]
         report_swept(self._job.kind, gone, self._progress, self._journal, self._log)
 
-    def _delete(self, session: Session, plan: Plan) -> None:
+    def _delete(self, session: Session, plan: Plan, reason: str) -> None:
         job, store, progress = self._job, self._locked.store, self._progress
         name = session.blob_name
         try:
@@ -290,7 +306,7 @@ class _Run:
             size_bytes=session.size_bytes,
             created_at=utc_text(session.created_at),
             group=session.group,
-            reason=plan.reason,
+            reason=reason,
         )
 
     def _has_changed(self, name: str) -> bool:
@@ -322,6 +338,43 @@ def _require_blobs(job: Job, snapshot: Snapshot) -> None:
     if blobs_are_missing(scope):
         missing_count = len(scope.dangling)
         raise BlobsMissing(job.storage_dir, missing_count, missing_count + len(scope.sessions))
+
+
+def _require_brake(job: Job, snapshot: Snapshot, plan: Plan) -> None:
+    """Raises Held."""
+    session_count = len(snapshot.scoped(job.group).sessions)
+    victim_count = len(plan.victims)
+    if job.max_delete is None or not held_back(plan, job.max_delete, session_count):
+        return
+    gone = f"{quantity.counted(victim_count, plan.noun)} of {session_count:,}, {quantity.size(plan.freed_bytes)}"
+    raise Held(
+        f"{gone}, would have to go ({plan.why}), more than {job.max_delete}. {job.let_through}",
+        None,
+        job.limit_bytes,
+        victim_count,
+        plan.freed_bytes,
+    )
+
+
+def require_clock(
+    plan: Plan, age_days: float, snapshot: Snapshot, now: datetime, modified: Sequence[datetime], if_right: str
+) -> None:
+    """Refuse a purge by age that would delete everything only because of the clock; `modified` as client_modified()
+    gave it before anything was written. `if_right` is what to do when the clock is right. Raises ClockDoubtful."""
+    latest = latest_moment(snapshot, now, modified)
+    if latest is not None and clock_is_doubtful(plan, age_days, now, latest):
+        raise ClockDoubtful(
+            f"nothing was deleted: every {plan.noun} ({len(plan.victims):,}) would go, but this clock says "
+            f"{utc_text(now)[:19]} UTC, and the latest that the store shows is {utc_text(latest)[:19]} UTC. "
+            f"Correct the clock; if it is right, and nobody has used the store since, {if_right}"
+        )
+
+
+def client_modified(storage_dir: str) -> list[datetime]:
+    """When a client last wrote metadata.json. The directory's time says nothing: our own lock file changes it."""
+    with suppress(OSError):
+        return [from_timestamp(os.lstat(os.path.join(storage_dir, METADATA_NAME)).st_mtime)]
+    return []
 
 
 def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> dict[str, object]:
@@ -357,10 +410,11 @@ def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> di
 
 def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: float, log: EventLog) -> None:
     plan = outcome.plan
-    if plan.target_bytes is not None and not plan.target_met:
+    why = unmet(plan, outcome.final_bytes)
+    if why:
         log.warning(
             "storage_manager.prune.target_unmet",
-            unmet(plan, outcome.final_bytes),
+            why,
             final_bytes=outcome.final_bytes,
             target_bytes=plan.target_bytes,
             causes=plan.causes,

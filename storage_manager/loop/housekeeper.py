@@ -5,6 +5,7 @@ The one exception is asked for: `max_failures`, so that whoever started it can a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Optional
 
@@ -13,8 +14,8 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import (
     EXIT_FAILED,
     EXIT_OK,
+    Held,
     Interrupted,
-    LimitNotSet,
     StorageManagerError,
     StoreGone,
     StoreMissing,
@@ -24,9 +25,9 @@ from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.config import Load, Settings, limit_text, report_fallbacks
 from storage_manager.jobs.plan import Plan, sentence, unmet
-from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune
+from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune, plan_purge
 from storage_manager.jobs.progress import Progress
-from storage_manager.jobs.prune import Job, dry_run, run
+from storage_manager.jobs.prune import Job, client_modified, dry_run, require_clock, run
 from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
 from storage_manager.loop.history_file import writable_history_file
 from storage_manager.loop.memory import give_back
@@ -44,7 +45,7 @@ def run_loop(
     """
     with clock.deferred():
         settings, _ = load()
-        limit_bytes = settings.max_storage_bytes
+        limit_bytes, target_bytes = settings.max_storage_bytes, settings.target_storage_bytes
         status = LoopStatus(settings, clock, log, once, only_plan, max_failures)
         log.info(
             "housekeeper.started",
@@ -53,6 +54,12 @@ def run_loop(
             storage_source=settings.storage_source,
             max_storage_mb=None if limit_bytes is None else quantity.megabytes(limit_bytes),
             limit_source=settings.limit_source,
+            target_storage_mb=None if target_bytes is None else quantity.megabytes(target_bytes),
+            max_sessions=settings.max_sessions,
+            max_age_days=settings.max_age_days,
+            min_age_mins=settings.min_age_mins,
+            keep_last=settings.keep_last,
+            max_delete=None if settings.max_delete is None else str(settings.max_delete),
             interval_mins=settings.interval_secs / 60,
             lock_stale_seconds=settings.lock_stale_secs,
             environment=settings.environment,
@@ -118,18 +125,22 @@ def _cycle(
             variable=settings.limit_variable,
             storage_dir=settings.storage_dir,
         )
+    modified = client_modified(settings.storage_dir)
     job = Job(
         kind="prune",
         command="run-loop",
         storage_dir=settings.storage_dir,
-        planner=lambda snapshot, now: _plan(settings, snapshot, now),
+        planner=lambda snapshot, now: _plan(settings, modified, snapshot, now),
         group=None,
         limit_bytes=limit_bytes,
-        target_bytes=limit_bytes,
+        target_bytes=settings.target_storage_bytes or limit_bytes,
         lock_timeout_secs=0.0,
         lock_stale_secs=settings.lock_stale_secs,
         limit_text=limit_text(limit_bytes, settings.limit_source),
         history=None if only_plan else writable_history_file(settings, log),
+        max_delete=settings.max_delete,
+        let_through=f"To let it through once, run `run-loop --once` with {settings.prefix}_MAX_DELETE=off",
+        is_watched=False,
     )
     try:
         _require_what_was_seen(settings, seen)
@@ -184,31 +195,47 @@ def _require_what_was_seen(settings: Settings, seen: Optional[Sighting]) -> None
         raise StoreGone(gone)
 
 
-def _plan(settings: Settings, snapshot: Snapshot, now: datetime) -> Plan:
-    """Raises LimitNotSet."""
-    limit_bytes = settings.max_storage_bytes
+def _plan(settings: Settings, modified: Sequence[datetime], snapshot: Snapshot, now: datetime) -> Plan:
+    """Raises Held, ClockDoubtful."""
+    limit_bytes, age_days = settings.max_storage_bytes, settings.max_age_days
     if limit_bytes is None:
         return plan_nothing(snapshot)
-    plan = plan_prune(snapshot, PruneLimits(limit_bytes, limit_bytes), now)
-    problem = settings.limit_problem
+    limits = PruneLimits(
+        limit_bytes,
+        settings.target_storage_bytes or limit_bytes,
+        min_age_mins=settings.min_age_mins,
+        keep_last=settings.keep_last,
+        max_sessions=settings.max_sessions,
+        max_age_days=age_days,
+    )
+    plan = plan_prune(snapshot, limits, now)
+    problem = settings.held_by
     if problem is not None and plan.victims:
         gone = f"{quantity.counted(len(plan.victims), 'session')}, {quantity.size(plan.freed_bytes)}, would have to go"
-        raise LimitNotSet(
-            f"{problem.variable} is {problem.value!r}, so nobody has set a limit that can be used. "
-            f"With {limit_text(limit_bytes, settings.limit_source)}, {gone}. Correct {problem.variable}, and restart "
-            "the loop",
+        raise Held(
+            f"{problem.variable} is {problem.value!r}: {problem.reason}. "
+            f"With {limit_text(limit_bytes, settings.limit_source)}, {gone}. "
+            f"Correct {problem.variable}, and restart the loop",
             problem.variable,
             limit_bytes,
             len(plan.victims),
             plan.freed_bytes,
         )
+    if age_days is not None:
+        aged, if_right = plan_purge(snapshot, age_days, None, now), f"run `purge --age-days {age_days:g} --yes`"
+        require_clock(aged, age_days, snapshot, now, modified, if_right)
     return plan
 
 
 def _purpose(settings: Settings) -> str:
     if settings.max_storage_bytes is None:
         return f"looking after {settings.storage_dir}; deletion is switched off"
-    return f"keeping {settings.storage_dir} below {limit_text(settings.max_storage_bytes, settings.limit_source)}"
+    limits = [limit_text(settings.max_storage_bytes, settings.limit_source)]
+    if settings.max_sessions is not None:
+        limits.append(quantity.counted(settings.max_sessions, "session"))
+    if settings.max_age_days is not None:
+        limits.append(f"an age of {settings.max_age_days:g} days")
+    return f"keeping {settings.storage_dir} below {' and '.join(limits)}"
 
 
 def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None:

@@ -486,3 +486,58 @@ def test_what_was_kept_aside_and_cannot_be_read_stops_no_prune_but_a_purge_of_or
     assert set(read_entries(storage)) == set(guids[3:])
     [warning] = [one for one in events(prune.stderr) if one.get("what") == "passed_over"]
     assert (warning["@l"], warning["file"]) == ("Warning", ".metadata.json.torn-x")
+
+
+# A number of sessions, and the brake
+
+
+def test_a_number_of_sessions_is_a_limit_of_its_own(storage: Path) -> None:
+    guids = make_store(storage, 5, size=1000)
+    found = outcome(storage, "--max-sessions", 3)
+    assert victims(found) == guids[:2]
+    assert (found["limit_bytes"], found["target_bytes"], found["target_met"]) == (None, None, True)
+    assert blobs(storage) == set(guids[2:])
+
+
+def test_the_stricter_of_two_limits_counts(storage: Path) -> None:
+    guids = make_store(storage, 5, size=1000)
+    assert victims(outcome(storage, "--max-sessions", 3, "--max-mb", "4000B", "--dry-run")) == guids[:2]
+    assert victims(outcome(storage, "--max-sessions", 3, "--max-mb", "1000B", "--dry-run")) == guids[:4]
+
+
+@pytest.mark.parametrize("brake", ["1", "39%"])
+def test_the_brake_deletes_none_rather_than_some(storage: Path, brake: str) -> None:
+    guids = make_store(storage, 5, size=1000)
+    for more in ((), ("--dry-run",)):
+        done = prune(storage, "--max-mb", "3000B", "--max-delete", brake, *more)
+        assert done.returncode == 1
+        told = event(done.stderr, "storage_manager.prune.held")
+        assert (told["victim_count"], told["@l"]) == (2, "Error") and "use --max-delete off" in told["@m"]
+    assert blobs(storage) == set(guids)
+    assert len(victims(outcome(storage, "--max-mb", "3000B", "--max-delete", "off"))) == 2
+
+
+@pytest.mark.parametrize("value", ["", "many", "-1", "1.5", "101%", "%", "nan%"])
+def test_a_brake_that_makes_no_sense_is_wrong_usage(storage: Path, value: str) -> None:
+    assert prune(storage, "--max-mb", 1, f"--max-delete={value}").returncode == 64
+
+
+def test_a_dry_run_takes_the_limit_of_the_loop(storage: Path) -> None:
+    guids = make_store(storage, 5, size=1000)
+    env = {"GOFR_DIG_MAX_STORAGE_MB": "3000B"}
+    done = run_tool("prune-size", "--storage-dir", storage, "--dry-run", env=env)
+    assert done.returncode == 0
+    assert "the limit is 2.9 KB, as GOFR_DIG_MAX_STORAGE_MB says" in done.stdout and guids[1] in done.stdout
+    done = run_tool("prune-size", "--storage-dir", storage, "--dry-run", "--json")
+    assert json.loads(done.stdout)["limit_bytes"] == 1024 * 1024 * 1024
+    assert "1.0 GB (default)" in run_tool("prune-size", "--storage-dir", storage, "--dry-run").stdout
+    env = {"GOFR_DIG_MAX_STORAGE_MB": "off"}
+    assert run_tool("prune-size", "--storage-dir", storage, "--dry-run", env=env).returncode == 64
+
+
+def test_without_a_limit_nothing_is_deleted(storage: Path) -> None:
+    guids = make_store(storage, 5, size=1000)
+    for words in ((), ("--target-mb", "1000B"), ("--target-mb", "1000B", "--max-sessions", "2")):
+        done = prune(storage, *words)
+        assert done.returncode == 64 and "--max-mb" in done.stderr
+    assert blobs(storage) == set(guids)

@@ -11,8 +11,9 @@ from typing import NamedTuple, Optional
 import pytest
 from stores import new_guid
 
-from storage_manager.jobs.plan import Plan
-from storage_manager.jobs.policy import PruneLimits, plan_orphan_purge, plan_prune, plan_purge
+from storage_manager.base.quantity import parse_share
+from storage_manager.jobs.plan import Plan, unmet
+from storage_manager.jobs.policy import PruneLimits, held_back, plan_orphan_purge, plan_prune, plan_purge
 from storage_manager.store.snapshot import (
     ANOMALY_KINDS,
     CORRUPT,
@@ -100,7 +101,7 @@ def random_snapshot(rng: random.Random) -> Snapshot:
     )
 
 
-def random_limits(rng: random.Random, snapshot: Snapshot) -> PruneLimits:
+def random_limits(rng: random.Random, snapshot: Snapshot, more: bool = False) -> PruneLimits:
     group = rng.choice((None, None, None, "research", "nobody's"))
     usage = snapshot.scoped(group).usage_bytes
     limit = max(1, rng.choice((usage, usage - 1, usage + 1, usage // 2, usage // 2, rng.randrange(usage + 1))))
@@ -110,6 +111,8 @@ def random_limits(rng: random.Random, snapshot: Snapshot) -> PruneLimits:
         min_age_mins=rng.choice((0.0, 0.0, 0.0, 30.0, 300.0, 1e12)),
         keep_last=rng.choice((0, 0, 0, 1, 5, 1000)),
         group=group,
+        max_sessions=rng.choice((None, None, None, 1, 5, 20)) if more else None,
+        max_age_days=rng.choice((None, None, 0.25, 0.5, 30.0)) if more else None,
     )
 
 
@@ -586,3 +589,80 @@ def test_orphans_are_chosen_by_age_and_nothing_else_is() -> None:
         assert sorted(kept + list(letters)) == list("abc")
         assert (plan.current_bytes, plan.freed_bytes) == (135, 10 * len(letters))
         assert plan.are_orphans and plan.noun == "orphan" and not plan.swept
+
+
+# Limits of age and of number
+
+
+def combined_cases(count: int = 600) -> Iterator[Case]:
+    for seed in range(count):
+        rng = random.Random(seed)
+        snapshot = random_snapshot(rng)
+        yield Case(seed, snapshot, random_limits(rng, snapshot, more=True))
+
+
+def test_a_plan_with_every_limit_deletes_no_more_and_no_less_than_they_ask_for() -> None:
+    seen = set()
+    for case in combined_cases():
+        plan, limits = plan_of(case), case.limits
+        sessions, eligible = case.sessions, case.eligible
+        aged_count = 0
+        if limits.max_age_days is not None:
+            aged_count = sum(1 for s in eligible if NOW - s.created_at >= timedelta(days=limits.max_age_days))
+        assert limits.limit_bytes is not None and limits.target_bytes is not None
+        expected = aged_count
+        if case.usage - total(sessions[:expected]) > limits.limit_bytes:
+            while expected < len(eligible) and total(sessions[expected:]) > case.allowed_bytes:
+                expected += 1
+        sized_count = expected
+        if limits.max_sessions is not None:
+            expected = max(expected, min(len(eligible), len(sessions) - limits.max_sessions))
+            assert plan.surplus_count == max(0, len(sessions) - expected - limits.max_sessions), case.seed
+        assert list(plan.victims) == sessions[:expected], case.seed
+        assert list(plan.victims) + kept_sessions(plan) == sessions, case.seed
+        why = [reason for _, reason in plan.chosen()]
+        by_age, by_size = f"{limits.max_age_days or 0:g} days or older", "oldest first, over the limit"
+        by_count = f"oldest first, more than {limits.max_sessions} sessions"
+        parts = [by_age] * aged_count + [by_size] * (sized_count - aged_count) + [by_count] * (expected - sized_count)
+        assert why == parts, case.seed
+        assert plan.why == "; ".join(dict.fromkeys(parts or [by_size])), case.seed
+        seen.add((aged_count > 0, sized_count > aged_count, expected > sized_count, plan.surplus_count > 0))
+    assert len(seen) >= 10
+
+
+def test_a_number_alone_is_a_limit() -> None:
+    sessions = a_line_of(5)
+    plan = plan_prune(Snapshot(sessions, [], []), PruneLimits(None, None, max_sessions=3), NOW)
+    assert list(plan.victims) == sessions[:2]
+    assert (plan.target_met, plan.target_bytes, plan.why) == (True, None, "oldest first, more than 3 sessions")
+    assert unmet(plan, plan.planned_bytes) == ""
+
+
+def test_a_number_that_protections_keep_from_being_reached_is_told() -> None:
+    snapshot = Snapshot(a_line_of(5), [], [])
+    plan = plan_prune(snapshot, PruneLimits(None, None, keep_last=4, max_sessions=2), NOW)
+    assert (len(plan.victims), plan.surplus_count, plan.target_met) == (1, 2, False)
+    assert unmet(plan, plan.planned_bytes).startswith("2 sessions more stay than may, because")
+    plan = plan_prune(snapshot, PruneLimits(20, 20, keep_last=4, max_sessions=2), NOW)
+    assert "above the target of 20 B; 2 sessions more stay" in unmet(plan, plan.planned_bytes)
+
+
+def test_what_age_frees_may_be_enough() -> None:
+    """Hysteresis begins at the limit, and what is too old is gone by then."""
+    sessions = a_line_of(10)
+    limits = PruneLimits(80, 20, max_age_days=(NOW - sessions[2].created_at).total_seconds() / 86_400)
+    assert list(plan_prune(Snapshot(sessions, [], []), limits, NOW).victims) == sessions[:3]
+    assert len(plan_prune(Snapshot(sessions, [], []), limits._replace(max_age_days=None), NOW).victims) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "held"),
+    [("5", 10, False), ("4", 10, True), ("0", 10, True), ("50%", 10, False), ("49.9 %", 10, True), ("100%", 5, False)],
+)
+def test_the_brake_counts_sessions_or_their_share(text: str, count: int, held: bool) -> None:
+    plan = plan_prune(
+        Snapshot(a_line_of(count), [], []), PruneLimits(10 * (count - 5) or 1, 10 * (count - 5) or 1), NOW
+    )
+    assert len(plan.victims) == 5
+    assert held_back(plan, parse_share(text), count) is held
+    assert not held_back(plan, None, count)

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from client import Client
 from loops import MINUTE, PATIENCE_SECS, SteppedClock, loop, settings_for
 from stores import blobs, clean_environment, command, event, events, leftovers, make_store, read_entries, run_tool
 
@@ -399,6 +401,123 @@ def test_deletion_can_be_switched_off_and_every_cycle_says_so(storage: Path, val
     assert "limit_bytes" not in (storage.parent / "x.prom").read_text()
     health = run_tool("health", "--storage-dir", storage, env=env)
     assert health.returncode == 0 and "4.9 KB of no limit" in health.stdout
+
+
+# The other rules of what goes
+
+RULES = ("TARGET_STORAGE_MB", "MAX_AGE_DAYS", "MAX_SESSIONS", "MIN_AGE_MINS", "KEEP_LAST", "MAX_DELETE")
+
+
+@pytest.mark.parametrize("variable", RULES)
+@pytest.mark.parametrize("value", ["ten", "-1", "nan", "1,5", "5 %%"])
+def test_a_rule_that_cannot_be_read_holds_every_deletion(
+    storage: Path, turns: Turns, variable: str, value: str
+) -> None:
+    guids = make_store(storage, 5, size=1000)
+    load = lambda: settings_for(storage, MAX_STORAGE_MB="3000B", **{variable: value})  # noqa: E731
+    exit_code, found = turns.run(load, SteppedClock(1), once=True)
+    assert exit_code == 1
+    [told] = [item for item in found if item["event"] == "storage_manager.prune.held"]
+    assert (told["variable"], told["victim_count"]) == (f"GOFR_DIG_{variable}", 2)
+    [invalid] = [item for item in found if item["event"] == "housekeeper.invalid_env"]
+    assert (invalid["@l"], invalid["default"]) == ("Error", "none")
+    assert "nothing is deleted until that is corrected" in invalid["@m"]
+    assert blobs(storage) == set(guids)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"TARGET_STORAGE_MB": "4000B"},
+        {"KEEP_LAST": "4", "MAX_SESSIONS": "3"},
+        {"MIN_AGE_MINS": "2881", "MAX_AGE_DAYS": "2"},
+    ],
+)
+def test_rules_that_contradict_each_other_hold_every_deletion(
+    storage: Path, turns: Turns, rules: dict[str, str]
+) -> None:
+    guids = make_store(storage, 5, size=1000)
+    load = lambda: settings_for(storage, MAX_STORAGE_MB="3000B", **rules)  # noqa: E731
+    exit_code, found = turns.run(load, SteppedClock(1), once=True)
+    assert (exit_code, blobs(storage)) == (1, set(guids))
+    [told] = [item for item in found if item["event"] == "storage_manager.prune.held"]
+    assert told["variable"] == f"GOFR_DIG_{next(iter(rules))}"
+
+
+def test_off_is_no_rule(storage: Path, turns: Turns) -> None:
+    guids = make_store(storage, 5, size=1000)
+    load = lambda: settings_for(storage, MAX_STORAGE_MB="3000B", **dict.fromkeys(RULES, "off"))  # noqa: E731
+    exit_code, found = turns.run(load, SteppedClock(1), once=True)
+    assert (exit_code, blobs(storage)) == (0, set(guids[2:]))
+    assert "housekeeper.invalid_env" not in keys(found)
+
+
+def test_a_cycle_purges_by_age_then_prunes_to_the_target_and_the_number(storage: Path, turns: Turns) -> None:
+    client = Client(storage)
+    now = datetime.now(timezone.utc).replace(tzinfo=None)
+    guids = [
+        client.save(b"x" * 1000, created_at=(now - timedelta(hours=hours)).isoformat())
+        for hours in (100, 90, 50, 40, 30, 20, 10, 9)
+    ]
+    rules = {"MAX_AGE_DAYS": "3", "MAX_STORAGE_MB": "5500B", "TARGET_STORAGE_MB": "5000B", "MAX_SESSIONS": "4"}
+    exit_code, found = turns.run(lambda: settings_for(storage, **rules), SteppedClock(1), once=True)
+    assert (exit_code, blobs(storage)) == (0, set(guids[4:]))
+    deleted = [item["reason"] for item in found if item["event"] == "storage_manager.prune.deleted"]
+    over, many = "oldest first, over the limit", "oldest first, more than 4 sessions"
+    assert deleted == ["3 days or older", "3 days or older", over, many]
+    assert keys(found).count("storage_manager.prune.summary") == 1
+    [started] = [item for item in found if item["event"] == "housekeeper.started"]
+    assert (started["max_sessions"], started["max_age_days"], started["keep_last"]) == (4, 3, 0)
+
+
+def test_what_is_young_or_among_the_newest_stays(storage: Path, turns: Turns) -> None:
+    client = Client(storage)
+    now = datetime.now(timezone.utc).replace(tzinfo=None)
+    guids = [
+        client.save(b"x" * 1000, created_at=(now - timedelta(hours=hours)).isoformat()) for hours in (100, 90, 80, 1)
+    ]
+    rules = {"MAX_AGE_DAYS": "3", "MAX_STORAGE_MB": "1500B", "KEEP_LAST": "2", "MIN_AGE_MINS": "120"}
+    exit_code, found = turns.run(lambda: settings_for(storage, **rules), SteppedClock(1), once=True)
+    assert (exit_code, blobs(storage)) == (1, set(guids[2:]))
+    [told] = [item for item in found if item["event"] == "storage_manager.prune.target_unmet"]
+    assert set(told["causes"]) == {"keep_last", "min_age"}
+
+
+def test_a_clock_that_is_far_ahead_purges_nothing_by_age(storage: Path, turns: Turns) -> None:
+    guids = make_store(storage, 10, size=100)
+    os.utime(storage / "metadata.json", (1_767_600_000, 1_767_600_000))
+    rules = {"MAX_AGE_DAYS": "30", "MAX_STORAGE_MB": "1G"}
+    exit_code, found = turns.run(lambda: settings_for(storage, **rules), SteppedClock(1), once=True)
+    assert (exit_code, blobs(storage)) == (1, set(guids))
+    [failed] = [item for item in found if item["event"] == "storage_manager.prune.failed"]
+    assert "run `purge --age-days 30 --yes`" in failed["@m"]
+
+
+@pytest.mark.parametrize("brake", ["2", "40%", "0"])
+@pytest.mark.parametrize("only_plan", [False, True])
+def test_the_brake_lets_nothing_through_beyond_it(storage: Path, turns: Turns, brake: str, only_plan: bool) -> None:
+    guids = make_store(storage, 5, size=1000)
+    load = lambda: settings_for(storage, MAX_STORAGE_MB="2000B", MAX_DELETE=brake)  # noqa: E731
+    exit_code, found = turns.run(load, SteppedClock(1), once=True, only_plan=only_plan)
+    assert (exit_code, blobs(storage)) == (1, set(guids))
+    [told] = [item for item in found if item["event"] == "storage_manager.prune.held"]
+    assert (told["victim_count"], told["victim_bytes"], told["variable"]) == (3, 3000, None)
+    assert "run `run-loop --once` with GOFR_DIG_MAX_DELETE=off" in told["@m"]
+    health = run_tool("health", "--storage-dir", storage)
+    assert health.returncode == 1 and "3 sessions of 5" in health.stdout
+    let = run_tool(
+        "run-loop", "--once", "--storage-dir", storage,
+        env={"GOFR_DIG_MAX_STORAGE_MB": "2000B", "GOFR_DIG_MAX_DELETE": "off"},
+    )  # fmt: skip
+    assert (let.returncode, blobs(storage)) == (0, set(guids[3:]))
+
+
+@pytest.mark.parametrize(("limit", "level"), [("2000B", "Warning"), ("3000B", "Information")])
+def test_a_cycle_that_deletes_more_than_half_is_a_warning(storage: Path, turns: Turns, limit: str, level: str) -> None:
+    make_store(storage, 5, size=1000)
+    _, found = turns.run(lambda: settings_for(storage, MAX_STORAGE_MB=limit), SteppedClock(1), once=True)
+    [started] = [item for item in found if item["event"] == "storage_manager.prune.started"]
+    assert started["@l"] == level
 
 
 def test_decimals_and_units_are_usable(storage: Path) -> None:

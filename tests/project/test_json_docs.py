@@ -168,6 +168,11 @@ def test_stats_with_any_limit_is_documented(storage: Path, limit: str) -> None:
     assert written(storage, "stats", GOFR_DIG_MAX_STORAGE_MB=limit)
 
 
+def test_what_config_tells_is_documented(storage: Path) -> None:
+    for env in ({}, {"GOFR_DIG_MAX_STORAGE_MB": "50 %", "GOFR_DIG_MAX_STORAGE_GB": "5"}):
+        assert written(storage, "config", **env)[0]["settings"]
+
+
 def test_what_history_tells_is_documented(storage: Path) -> None:
     normal(storage)
     guid = next(iter(read_entries(storage)))
