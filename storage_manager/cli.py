@@ -31,6 +31,9 @@ from storage_manager.grammar import WrongUsage, build_parser, explain
 
 _LOOP = "run-loop"
 
+# In the loop's text log the end of a cycle says the same.
+_TOLD_BY_CYCLE = ("storage_manager.prune.summary", "storage_manager.prune.target_unmet")
+
 Run = Callable[[argparse.Namespace, Context], int]
 
 
@@ -162,8 +165,10 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
         # A person at a terminal reads the result; the loop has no other result than its events.
         level = logging.WARNING if args.chosen.quiet or on_terminal and args.command != _LOOP else settings.log_level
     logger = build_logger(stream, as_json, level)
-    told = args.chosen.told_in_result
-    if on_terminal and told and sys.stdout is not None and sys.stdout.isatty():
+    told = args.chosen.told_in_result if on_terminal and sys.stdout is not None and sys.stdout.isatty() else ()
+    if args.command == _LOOP and not as_json:
+        told = _TOLD_BY_CYCLE
+    if told:
         for handler in logger.handlers:
             handler.addFilter(lambda record: getattr(record, "event", None) not in told)
     fallbacks = []

@@ -7,8 +7,10 @@ import time
 import traceback
 from typing import Any, Optional
 
+from storage_manager.base import quantity
 from storage_manager.base.strict_json import compact, may_have_surrogates, sayable
 from storage_manager.base.text import printable
+from storage_manager.base.times import from_timestamp, parse_time
 
 LOGGER_NAME = "storage_manager"
 
@@ -103,11 +105,23 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people: time, level, sentence, and the fields that the sentence may not tell."""
+    """A line for people: time, level, sentence; of a session, size, age and group as well."""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        return f"{stamp} {record.levelname:<7} {printable(record.getMessage())}"
+        return f"{stamp} {record.levelname:<7} {printable(record.getMessage())}{_session(record)}"
+
+
+def _session(record: logging.LogRecord) -> str:
+    """What an event about one session tells besides its sentence."""
+    fields = getattr(record, "fields", {})
+    created_at = parse_time(fields.get("created_at"))
+    if created_at is None or "size_bytes" not in fields:
+        return ""
+    age = quantity.age(created_at, from_timestamp(record.created))
+    told = [quantity.size(fields["size_bytes"]), age if created_at > from_timestamp(record.created) else f"{age} old"]
+    group = fields.get("group")
+    return f" ({', '.join(told + ([] if group is None else [f'group {printable(group, 40)}']))})"
 
 
 def _clef_name(name: str) -> str:

@@ -281,6 +281,22 @@ def test_text_is_time_level_and_sentence(text_recorder: Recorder) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d WARNING a sentence\n", text_recorder.text)
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"size_bytes": 1536, "group": "research"}, r" \(1.5 KB, \d+ d old, group research\)"),
+        ({"size_bytes": 0, "group": None}, r" \(0 B, \d+ d old\)"),
+        ({"size_bytes": 1, "group": "a\nb"}, r" \(1 B, \d+ d old, group a\\x0ab\)"),
+        ({"size_bytes": 1, "group": None, "created_at": "9999-01-01T00:00:00Z"}, r" \(1 B, in the future\)"),
+        ({"group": "research"}, ""),
+        ({"size_bytes": 1, "created_at": "yesterday"}, ""),
+    ],
+)
+def test_text_tells_size_age_and_group_of_a_session(text_recorder: Recorder, fields: dict[str, Any], told: str) -> None:
+    text_recorder.log.info("storage_manager.test", "deleted x", **{"created_at": "2020-01-01T00:00:00Z", **fields})
+    assert re.fullmatch(rf".* INFO    deleted x{told}\n", text_recorder.text)
+
+
 def test_text_is_one_line_without_control_characters(text_recorder: Recorder) -> None:
     text_recorder.log.error("storage_manager.test", "a\nb\r\x1b[31m\x9b\u202e\u2028\udcff\ud800ö")
     assert text_recorder.text.endswith("a\\x0ab\\x0d\\x1b[31m\\x9b\\u202e\\u2028\\xff\\ud800ö\n")
