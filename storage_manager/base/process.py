@@ -14,6 +14,7 @@ ELSEWHERE = "elsewhere"
 
 # Fields of /proc/<pid>/stat behind the command's name, which may hold anything, brackets and spaces included.
 _STATE = 0
+_STOPPED_STATES = ("T", "t")
 _STARTED = 19
 
 
@@ -43,7 +44,7 @@ def condition(process: Process) -> str:
         return ALIVE if is_alive(process.pid) else GONE
     if fields[_STATE] in ("Z", "X") or process.started_ticks not in (None, int(fields[_STARTED])):
         return GONE
-    return STOPPED if fields[_STATE] in ("T", "t") else ALIVE
+    return STOPPED if fields[_STATE] in _STOPPED_STATES else ALIVE
 
 
 def is_alive(pid: int) -> bool:
@@ -57,6 +58,12 @@ def is_alive(pid: int) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this host waits for SIGCONT; False where that cannot be seen. Raises nothing."""
+    fields = _fields(pid)
+    return fields is not None and fields[_STATE] in _STOPPED_STATES
 
 
 def _fields(pid: int) -> Optional[list[str]]:

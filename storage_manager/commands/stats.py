@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Optional
 
 from storage_manager.base import quantity
+from storage_manager.base.clock import Clock
 from storage_manager.base.errors import EXIT_OK
 from storage_manager.base.output import Output
 from storage_manager.base.text import printable
@@ -16,6 +17,8 @@ from storage_manager.base.times import utc_text
 from storage_manager.commands import Context, tables
 from storage_manager.config import Settings, limit_text
 from storage_manager.jobs.forecast import Growth, growth
+from storage_manager.store.directory import open_store
+from storage_manager.store.holder import Holding, lock_state
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import allocation, report_unknown_group, take_snapshot
 
@@ -37,6 +40,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     scope, now = snapshot.scoped(args.group), context.clock.now()
     facts = _facts(scope, settings, args.group, now)
     facts["suggested_dirs"] = findings.suggested_dirs
+    facts["lock"] = _lock(settings, context.clock)
     if args.json:
         context.out.json(facts)
     else:
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         "storage_manager.stats.summary",
         f"{quantity.counted(facts['session_count'], 'session')}, {quantity.size(facts['usage_bytes'])} "
         f"of {limit_text(facts['limit_bytes'], facts['limit_source'])}",
-        **{name: value for name, value in facts.items() if name not in ("groups", "growth", "next")},
+        **{name: value for name, value in facts.items() if name not in ("groups", "growth", "next", "lock")},
     )
     return EXIT_OK
 
@@ -100,6 +104,13 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], now: da
     }
 
 
+def _lock(settings: Settings, clock: Clock) -> Optional[str]:
+    """Who holds the lock; None when nobody does, as far as can be seen from outside. Raises StoreError."""
+    with open_store(settings.storage_dir) as store:
+        found = lock_state(store, clock, settings.lock_stale_secs)
+    return found.text if found is not None and found.holding is not Holding.LEFT_OVER else None
+
+
 def _growth_facts(grown: Optional[Growth], usage: int, limit: Optional[int]) -> Optional[dict[str, Any]]:
     """What is known of the rate; and of the limit, if there is one: when it is reached, and how long it keeps what."""
     if grown is None:
@@ -126,6 +137,8 @@ def _print(facts: dict[str, Any], snapshot: Snapshot, now: datetime, out: Output
     out.line(f"Store      {printable(os.path.abspath(facts['storage_dir']))}")
     for suggested in facts["suggested_dirs"]:
         out.line(f"           empty; did you mean --storage-dir {printable(suggested)}?")
+    if facts["lock"] is not None:
+        out.line(f"Lock       {printable(facts['lock'])}")
     if facts["group"] is not None:
         out.line(f"Group      {printable(facts['group'], 200)}")
     if limit is None:

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
 from typing import Any, NamedTuple, Optional
 
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import describe_errno, failing_as
-from storage_manager.base.process import is_alive
+from storage_manager.base.process import is_alive, is_stopped
 from storage_manager.base.text import printable
 from storage_manager.base.times import from_timestamp, parse_time, utc_text
 from storage_manager.store.directory import Store
@@ -77,6 +78,21 @@ def parse_holder(line: bytes, clock: Clock) -> dict[str, Any]:
     return holder
 
 
+def described(holder: Mapping[str, Any]) -> str:
+    """Who that is, since when, and what to do if it has been stopped."""
+    pid, host = holder.get("pid"), holder.get("host")
+    text = f"process {pid}" if type(pid) is int else "an unknown process"
+    if host is not None:
+        text += f" on {host}"
+    if "command" in holder:
+        text += f" ({holder['command']})"
+    if "started_at" in holder:
+        text += f", since {holder['started_at']}"
+    if type(pid) is int and host == os.uname().nodename and is_stopped(pid):
+        text += f"; it is stopped: `kill -CONT {pid}` lets it go on"
+    return text
+
+
 class Holding(Enum):
     """What can be told from outside about whether a lock is held."""
 
@@ -135,7 +151,7 @@ def judge(line: bytes, age_secs: float, stale_secs: float, clock: Clock) -> tupl
     pid, host = holder.get("pid"), holder.get("host")
     if type(pid) is not int:
         return once_stale, "nobody's that can be read"
-    who = f"process {pid} on {host} ({holder.get('command')})"
+    who = described(holder)
     # The holder of a lock renews its time: after the stale time, the number may be another process's.
     while_fresh = Holding.UNKNOWN if is_stale else Holding.HELD
     if host != os.uname().nodename:

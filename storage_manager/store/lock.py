@@ -24,6 +24,7 @@ from storage_manager.store.holder import (
     LINE_WRITTEN_SECS,
     Holding,
     age_secs_of,
+    described,
     holder_at_path,
     holder_in,
     judge,
@@ -302,12 +303,7 @@ def _written_line(store: Store, clock: Clock, fd: int) -> bytes:
 
 
 def _busy(store: Store, holder: dict[str, Any]) -> LockBusy:
-    who = f"process {holder['pid']}" if "pid" in holder else "an unknown process"
-    if "host" in holder:
-        who += f" on {holder['host']}"
-    if "command" in holder:
-        who += f" ({holder['command']})"
-    return LockBusy(f"another prune holds {store.file(LOCK_NAME)}: {who}", holder)
+    return LockBusy(f"another prune holds {store.file(LOCK_NAME)}: {described(holder)}", holder)
 
 
 def _status_at(store: Store) -> Optional[os.stat_result]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -413,7 +414,7 @@ def test_stats_json_and_the_event_agree(storage: Path) -> None:
     done = run_tool("stats", "--json", "--storage-dir", storage)
     facts = json.loads(done.stdout)
     summary = event(done.stderr, "storage_manager.stats.summary")
-    for name in ("groups", "growth", "next"):
+    for name in ("groups", "growth", "next", "lock"):
         del facts[name]
     assert {name: summary[name] for name in facts} == facts
 
@@ -567,3 +568,14 @@ def test_stats_shows_where_the_store_is(storage: Path) -> None:
     make_store(storage, 1)
     done = run_tool("stats", "--storage-dir", storage.name, cwd=storage.parent)
     assert done.stdout.startswith(f"Store      {storage}\n")
+
+
+def test_stats_says_who_holds_the_lock(storage: Path) -> None:
+    make_store(storage, 1)
+    assert json.loads(run_tool("stats", "--json", "--storage-dir", storage).stdout)["lock"] is None
+    line = {"pid": os.getpid(), "host": os.uname().nodename, "command": "purge", "started_at": "2026-11-27T03:00:00Z"}
+    (storage / ".prune_size.lock").write_text(json.dumps(line))
+    told = run_tool("stats", "--storage-dir", storage).stdout
+    assert re.search(rf"^Lock +process {os.getpid()} on .* \(purge\), since 2026-11-27T03:00:00Z", told, re.MULTILINE)
+    (storage / ".prune_size.lock").write_text(json.dumps({**line, "pid": 2**22 + 1}))
+    assert "Lock" not in run_tool("stats", "--storage-dir", storage).stdout

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from storage_manager.base.clock import Clock
 from storage_manager.store.directory import open_store
-from storage_manager.store.holder import Holding, LockState, lock_state, parse_holder, write_holder
+from storage_manager.store.holder import Holding, LockState, described, lock_state, parse_holder, write_holder
 from storage_manager.store.names import LOCK_NAME
 
 HOST = os.uname().nodename
@@ -95,3 +97,20 @@ def test_what_is_written_is_read(storage: Path) -> None:
     assert holder["age_secs"] < 60
     found = looked(storage)
     assert found is not None and found.holding is Holding.HELD
+
+
+def test_a_holder_is_told_with_its_start_and_its_state() -> None:
+    host = os.uname().nodename
+    with subprocess.Popen(["sleep", "60"]) as process:
+        holder = {"pid": process.pid, "host": host, "command": "run-loop", "started_at": "2026-01-01T00:00:00Z"}
+        known = f"process {process.pid} on {host} (run-loop), since 2026-01-01T00:00:00Z"
+        try:
+            assert described(holder) == known
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            assert described(holder) == f"{known}; it is stopped: `kill -CONT {process.pid}` lets it go on"
+            assert described({**holder, "host": "elsewhere"}) == known.replace(host, "elsewhere")
+        finally:
+            process.kill()
+    assert described(holder) == known
+    assert described({}) == "an unknown process"
