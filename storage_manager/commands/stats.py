@@ -145,7 +145,8 @@ def _print(facts: dict[str, Any], snapshot: Snapshot, now: datetime, out: Output
         out.line(f"Usage      {quantity.size(usage)}; no limit: deletion is switched off")
     else:
         shown = limit_text(limit, facts["limit_source"])
-        out.line(f"Usage      {quantity.size(usage)} of {shown}  {facts['used_percent']} %")
+        over = f"{quantity.size(usage - limit)} over" if usage > limit else f"{facts['used_percent']} %"
+        out.line(f"Usage      {quantity.size(usage)} of {shown}, {over}")
         out.line(f"           {tables.bar(usage, limit, out.encoding)}")
     out.line(f"Sessions   {facts['session_count']:,}, {quantity.size(facts['session_bytes'])}")
     if facts["drift_bytes"]:
@@ -159,7 +160,8 @@ def _print(facts: dict[str, Any], snapshot: Snapshot, now: datetime, out: Output
             out.line(f"{'' if number else 'Growth':<11}{line}")
     if snapshot.sessions:
         for name, session in (("Oldest", snapshot.sessions[0]), ("Newest", snapshot.sessions[-1])):
-            out.line(f"{name}     {utc_text(session.created_at)}  {quantity.age(session.created_at, now)}")
+            moment = utc_text(session.created_at.replace(microsecond=0))
+            out.line(f"{name}     {moment}  {quantity.age(session.created_at, now)}")
     for number, row in enumerate(facts["next"]):
         group = "-" if row["group"] is None else printable(row["group"], 20)
         out.line(f"{'' if number else 'Goes next':<11}{row['guid']}  {quantity.size(row['size_bytes'])}  {group}")

@@ -370,7 +370,7 @@ def test_stats_shows_the_limit_and_how_full_the_store_is(storage: Path) -> None:
     ("limit", "source", "shown"),
     [
         ("", "default", "2.9 KB of 1.0 GB (default)"), ("9OO", "invalid", "2.9 KB of 1.0 GB (default)"),
-        ("6000B", "set", "2.9 KB of 5.9 KB  50"), ("off", "off", "2.9 KB; no limit: deletion is switched off"),
+        ("6000B", "set", "2.9 KB of 5.9 KB, 50"), ("off", "off", "2.9 KB; no limit: deletion is switched off"),
     ],
 )  # fmt: skip
 def test_stats_says_where_the_limit_comes_from(storage: Path, limit: str, source: str, shown: str) -> None:
