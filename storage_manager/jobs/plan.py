@@ -78,6 +78,11 @@ class Plan(NamedTuple):
         return "orphan" if self.are_orphans else "session"
 
     @property
+    def item_count(self) -> int:
+        """How many sessions, or orphans, the plan is about."""
+        return len(self.victims) + sum(len(keep.sessions) for keep in self.kept)
+
+    @property
     def target_met(self) -> bool:
         return not self.causes
 

@@ -122,9 +122,9 @@ HANDFUL = 5
 QUIET_DAYS = 1.0
 
 
-def held_back(plan: Plan, most: Optional[Share], session_count: int) -> bool:
-    """Whether a plan deletes more than the brake lets through, of so many sessions."""
-    return most is not None and len(plan.victims) > most.of(session_count)
+def held_back(plan: Plan, most: Optional[Share]) -> bool:
+    """Whether a plan deletes more of what it is about than the brake lets through."""
+    return most is not None and len(plan.victims) > most.of(plan.item_count)
 
 
 def clock_is_doubtful(plan: Plan, age_days: float, now: datetime, latest: Optional[datetime]) -> bool:

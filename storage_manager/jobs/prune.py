@@ -94,7 +94,7 @@ def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] 
     _require_blobs(job, snapshot)
     plan = job.planner(snapshot, clock.now())
     facts = _report_check(job, snapshot, plan, log)
-    _require_brake(job, snapshot, plan)
+    _require_brake(job, plan)
     outcome = Outcome(
         plan=plan,
         dry_run=True,
@@ -147,12 +147,12 @@ class _Run:
     def carry_out(self) -> Outcome:
         job, clock, progress = self._job, self._clock, self._progress
         started = clock.monotonic()
-        plan, facts, session_count = self._plan()
+        plan, facts, item_count = self._plan()
         progress.noun = plan.noun
         self._journal.why = plan.why
         self._swept = {session.guid: session for session in plan.swept}
         if plan.victims or plan.swept:
-            takes_most = not (job.is_watched or plan.are_orphans) and 2 * len(plan.victims) > session_count
+            takes_most = not (job.is_watched or plan.are_orphans) and 2 * len(plan.victims) > item_count
             emit = self._log.warning if takes_most else self._log.info
             emit(
                 f"storage_manager.{job.kind}.started",
@@ -189,7 +189,7 @@ class _Run:
 
     def _plan(self) -> tuple[Plan, dict[str, object], int]:
         """What to do, once it is certain that it can be done; the facts that the summary repeats; how many sessions
-        there are."""
+        it is about."""
         job, clock = self._job, self._clock
         snapshot, reading = self._locked.look()
         with reading or nullcontext():
@@ -201,10 +201,10 @@ class _Run:
                 left = [session for session in snapshot.dangling if session.guid in waiting]
                 plan = plan._replace(swept=[*plan.swept, *left])
             facts = _report_check(job, snapshot, plan, self._log)
-            _require_brake(job, snapshot, plan)
+            _require_brake(job, plan)
+            item_count = plan.item_count
             if plan.victims:
                 self._marks = array("q", sorted(snapshot.marks))
-            session_count = len(snapshot.scoped(job.group).sessions)
             # Of a large store, what stays takes much memory, and is of no more use.
             del snapshot
             if not job.explain:
@@ -214,7 +214,7 @@ class _Run:
                 self._guard = OrphanGuard(self._locked.store, clock, reading, plan.victims)
             elif reading is not None and (plan.victims or plan.swept):
                 self._locked.prepare(reading, plan.victims[0].blob_name if plan.victims else None)
-        return plan, facts, session_count
+        return plan, facts, item_count
 
     def _delete_all(self, plan: Plan) -> None:
         """Blobs first, then entries: a crash leaves dangling entries, which harm nobody, and a full disk gets room."""
@@ -340,13 +340,12 @@ def _require_blobs(job: Job, snapshot: Snapshot) -> None:
         raise BlobsMissing(job.storage_dir, missing_count, missing_count + len(scope.sessions))
 
 
-def _require_brake(job: Job, snapshot: Snapshot, plan: Plan) -> None:
+def _require_brake(job: Job, plan: Plan) -> None:
     """Raises Held."""
-    session_count = len(snapshot.scoped(job.group).sessions)
-    victim_count = len(plan.victims)
-    if job.max_delete is None or not held_back(plan, job.max_delete, session_count):
+    if not held_back(plan, job.max_delete):
         return
-    gone = f"{quantity.counted(victim_count, plan.noun)} of {session_count:,}, {quantity.size(plan.freed_bytes)}"
+    victim_count = len(plan.victims)
+    gone = f"{quantity.counted(victim_count, plan.noun)} of {plan.item_count:,}, {quantity.size(plan.freed_bytes)}"
     raise Held(
         f"{gone}, would have to go ({plan.why}), more than {job.max_delete}. {job.let_through}",
         None,
