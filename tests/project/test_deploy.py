@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,25 @@ def test_each_store_of_compose_has_settings_of_its_own_that_are_understood() -> 
         seen.append((settings.prefix, settings.storage_dir, settings.metrics_file, settings.max_storage_bytes, source))
     assert all(len(set(values)) == len(seen) for values in zip(*seen))
     assert len({volume["name"] for volume in document["volumes"].values()}) == len(seen)
+
+
+def test_the_previous_housekeeper_s_service_becomes_one_that_is_understood() -> None:
+    text = (stores.ROOT / "docs" / "migration.md").read_text()
+    [block] = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    [document] = plain_yaml.read_documents(textwrap.dedent(block))
+    found = document["housekeeper"]
+    assert found["command"][:2] == START
+    expect_command(found["command"][2:])
+    settings, fallbacks = read_settings(
+        {key: exposed(str(text)) for key, text in found["environment"].items()}, None, None
+    )
+    assert fallbacks == []
+    assert settings.storage_dir == "/home/gofr-dig/data/storage/sessions" and settings.log_json is True
+    volumes = [volume.split(":")[1] for volume in found["volumes"]]
+    for file in (settings.storage_dir, settings.log_file, settings.heartbeat_file, settings.history_file, ARCHIVE):
+        assert any(str(file).startswith(f"{volume}/") for volume in volumes), file
+    assert found["healthcheck"] == service()["healthcheck"]
+    assert found["stop_grace_period"] == service()["stop_grace_period"]
 
 
 def test_the_deployment_is_one_loop_at_a_time() -> None:
