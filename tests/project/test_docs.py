@@ -105,6 +105,21 @@ def test_deployments_set_variables_that_are_read(path: Path) -> None:
     assert set(re.findall(r"\bGOFR_DIG_[A-Z_]+\b", path.read_text())) <= set(variables())
 
 
+def test_the_events_that_old_ones_become_exist_with_their_fields() -> None:
+    events = (ROOT / "docs" / "events.md").read_text()
+    fields = {
+        key: set(re.findall(r"`(\w+)`", text))
+        for key, text in re.findall(
+            r"^### `([\w.]+)`\n.*?^- Fields: (.*?)(?=^- |^\n|^```)", events, re.MULTILINE | re.DOTALL
+        )
+    }
+    table = section((ROOT / "docs" / "migration.md").read_text(), "Old events and new ones")
+    rows = re.findall(r"^\|(.+)\|(.*)\| `([\w.]+)` \|(.*)\|$", table, re.MULTILINE)
+    assert len(rows) >= 30
+    for _, _, key, named in rows:
+        assert set(re.findall(r"`(\w+)`", named)) <= fields[key], key
+
+
 def test_readme_has_the_two_commands() -> None:
     commands = readme_commands()
     assert "./scripts/storage_manager.sh run-loop" in commands

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = f"storage-manager-test-{os.getpid()}"
 IMAGE = f"{PROJECT}:image"
 LIMIT_BYTES = 1_500_000
+TARGET_BYTES = 900_000
 SAVE_BYTES = 10_000
 SAVES = 2000
 
@@ -63,11 +64,13 @@ class User(NamedTuple):
     loop: str
     client: str
     capabilities: list[str]
+    target_bytes: int = LIMIT_BYTES
 
 
 USERS = [
     User("as the owner of the store", "12345:23456", "12345:23456", []),
     User("as root, beside a client that is not", "0:0", "12345:23456", ["CHOWN", "DAC_OVERRIDE", "FOWNER"]),
+    User("with a target below the limit", "12345:23456", "12345:23456", [], TARGET_BYTES),
 ]
 CAPABILITY_BITS = {"CHOWN": 1 << 0, "DAC_OVERRIDE": 1 << 1, "FOWNER": 1 << 3}
 
@@ -137,6 +140,8 @@ class Deployment:
             "GOFR_DIG_HOUSEKEEPING_INTERVAL_MINS": "0.005",
             "GOFR_DIG_ENV": "TEST",
         }
+        if user.target_bytes != LIMIT_BYTES:
+            self.settings["GOFR_DIG_TARGET_STORAGE_MB"] = f"{user.target_bytes}B"
         override = tree / "override.yml"  # JSON is YAML
         override.write_text(json.dumps(self._override()))
         compose = tree / "docs" / "deploy" / "compose.yml"
@@ -240,7 +245,7 @@ def check_store(deployment: Deployment, saved: list[str], deleted: set[str], eve
     store = deployment.store()
     blobs, entries = store["blobs"], set(store["entries"])
     usage = sum(blobs.values())
-    expect(LIMIT_BYTES - 2 * SAVE_BYTES < usage <= LIMIT_BYTES, "usage", usage)
+    expect(deployment.user.target_bytes - 2 * SAVE_BYTES < usage <= LIMIT_BYTES, "usage", usage)
     expect(set(blobs) <= entries, "blobs without an entry", set(blobs) - entries)
     gone = [guid for guid in saved if guid not in blobs]
     expect(gone == saved[: len(gone)], "a younger session went before an older one", gone)
@@ -249,6 +254,17 @@ def check_store(deployment: Deployment, saved: list[str], deleted: set[str], eve
         expect(set(gone) == deleted, "gone, and nobody chose it", set(gone) - deleted)
     expect(store["owner"] == [int(part) for part in deployment.user.client.split(":")], "metadata.json's owner", store)
     expect(store["left"] == [], "left behind", store["left"])
+
+
+def check_margin(container: str, user: User) -> None:
+    """Nothing goes within the limit. Beyond it, just enough goes to reach the target."""
+    summaries = [event for event in events(container) if event["event"] == "storage_manager.prune.summary"]
+    deleting = [event for event in summaries if event["deleted_count"]]
+    expect(deleting, "no cycle has deleted anything")
+    for event in deleting:
+        expect(event["current_bytes"] > LIMIT_BYTES, "deleted within the limit", event)
+        expect(user.target_bytes - SAVE_BYTES < event["final_bytes"] <= user.target_bytes, "the target", event)
+    say(f"{len(deleting)} of {len(summaries)} cycles deleted, each down to {user.target_bytes:,} bytes")
 
 
 def check_stop(deployment: Deployment, container: str) -> None:
@@ -288,6 +304,7 @@ def try_it(deployment: Deployment) -> None:
     deleted = {event["guid"] for event in events(loop) if event["event"] == "storage_manager.prune.deleted"}
     check_store(deployment, saved, deleted, every_deletion_is_logged=True)
     say(f"saved {len(saved)}, pruned {len(deleted)}, lost none; healthy")
+    check_margin(loop, deployment.user)
 
     # Killed while the client saves: what it was doing may be missing in the log, but not in the store.
     docker("start", client)
@@ -302,6 +319,75 @@ def try_it(deployment: Deployment) -> None:
     check_store(deployment, saved, deleted, every_deletion_is_logged=False)
     say(f"killed, restarted, healthy again; saved {len(saved)}, lost none")
     check_stop(deployment, loop)
+
+
+class Store(NamedTuple):
+    """One of compose.stores.yml."""
+
+    prefix: str
+    user: str
+    directory: str
+    limit_bytes: int
+    target_bytes: int
+
+    @property
+    def settings(self) -> dict[str, str]:
+        found = {"MAX_STORAGE_MB": self.limit_bytes, "TARGET_STORAGE_MB": self.target_bytes}
+        sizes = {f"{self.prefix}_{name}": f"{value}B" for name, value in found.items()}
+        return {**sizes, f"{self.prefix}_MAX_DELETE": "off"}
+
+
+SEVERAL = {
+    "gofr-dig": Store("GOFR_DIG", "1000:1000", "storage/sessions", 300_000, 200_000),
+    "reports": Store("REPORTS", "1001:1001", "storage", 1_500_000, 1_200_000),
+}
+SAVES_OF_SEVERAL = 160
+
+
+def try_several(tree: Path, base: str) -> None:
+    """compose.stores.yml: each store is kept within its own limit by its own loop."""
+    settings = {"STORAGE_MANAGER_IMAGE": IMAGE, "STORAGE_MANAGER_BASE_IMAGE": base}
+    override = tree / "override.yml"
+    override.write_text(json.dumps({
+        "services": {name: {"environment": store.settings, "healthcheck": {"interval": "1s"}}
+                     for name, store in SEVERAL.items()},
+        "volumes": {name: {"name": f"{PROJECT}-{name}"} for name in SEVERAL},
+    }))  # fmt: skip
+    file = tree / "docs" / "deploy" / "compose.stores.yml"
+    compose = [*compose_command(), "-p", PROJECT, "-f", str(file), "-f", str(override)]
+    try:
+        for name, store in SEVERAL.items():
+            fill(f"{PROJECT}-{name}", base, store)
+        run(*compose, "up", "-d", "--no-build", settings=settings)
+        containers = {name: run(*compose, "ps", "-q", name, settings=settings).stdout.strip() for name in SEVERAL}
+        for name, store in SEVERAL.items():
+            wait_until_healthy(containers[name])
+            [summary] = [event for event in events(containers[name]) if event["event"].endswith("prune.summary")]
+            expect(summary["storage_dir"] == f"/stores/{name}/{store.directory}", "the store", summary)
+            expect(
+                store.target_bytes - SAVE_BYTES < summary["final_bytes"] <= store.target_bytes, "the target", summary
+            )
+        run(*compose, "stop", settings=settings)
+        for container in containers.values():
+            expect(state(container)["State"]["ExitCode"] == 0, "the exit code after a stop", state(container)["State"])
+        say(f"{len(SEVERAL)} stores, each with its own loop, limit and prefix; healthy")
+    finally:
+        run(*compose, "down", "--timeout", "1", settings=settings)
+        for name in SEVERAL:
+            docker("volume", "rm", "-f", f"{PROJECT}-{name}")
+
+
+def fill(volume: str, base: str, store: Store) -> None:
+    """A volume with sessions in it, saved as the store's owner."""
+    docker("volume", "create", volume)
+    mount = ["--rm", "-i", "--network", "none", "-v", f"{volume}:/data"]
+    uid, gid = store.user.split(":")
+    own = f"import os; os.makedirs('/data/{store.directory}'); os.chown('/data/{store.directory}', {uid}, {gid})"
+    docker("run", *mount, base, "python3", "-c", own)
+    saving = ["python3", "-", f"/data/{store.directory}", str(SAVES_OF_SEVERAL), "--size", str(SAVE_BYTES)]
+    docker(
+        "run", *mount, "--user", store.user, base, *saving, data=(ROOT / "tests" / "support" / "client.py").read_bytes()
+    )
 
 
 @contextmanager
@@ -345,6 +431,8 @@ def main() -> int:
                 finally:
                     deployment.control("down", "--timeout", "1")
                     docker("volume", "rm", "-f", deployment.volume)
+            say("several stores")
+            try_several(tree, base)
         except Failed as failure:
             say(f"FAILED: {failure}")
             status = 1

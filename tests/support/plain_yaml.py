@@ -1,6 +1,7 @@
 """Reads the plain part of YAML that docs/deploy is written in, strictly: what is not plain is an error.
 
-Block mappings and sequences; scalars on one line, plain or in double quotes; flow sequences of scalars; comments.
+Block mappings and sequences; scalars on one line, plain or in double quotes; flow sequences of scalars; comments;
+an anchor on a mapping (`key: &name`) and its merge into another (`<<: *name`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import re
 from typing import Any, NamedTuple
 
 SCALARS = {"true": True, "false": False, "null": None}
-KEY = re.compile(r"([A-Za-z_][\w./-]*):(?: +(.+))?$")
+KEY = re.compile(r"([A-Za-z_][\w./-]*|<<):(?: +(.+))?$")
+ANCHOR = re.compile(r"&([\w-]+)$")
+MERGE = re.compile(r"\*([\w-]+)$")
+Anchors = dict[str, dict[str, Any]]
 PLAIN = re.compile(r"[A-Za-z0-9_./-]([\w ./:=,;()-]*[\w./=)-])?$")
 
 
@@ -45,7 +49,7 @@ def _read_document(raw: list[str], first: int) -> Any:
         text = _without_comment(line).strip()
         if text:
             lines.append(Line(number, len(line) - len(line.lstrip()), text))
-    value, rest = _block(lines, 0)
+    value, rest = _block(lines, 0, {})
     if rest:
         raise ValueError(f"line {rest[0].number}: does not belong anywhere")
     return value
@@ -61,40 +65,52 @@ def _without_comment(line: str) -> str:
     return line
 
 
-def _block(lines: list[Line], indent: int) -> tuple[Any, list[Line]]:
+def _block(lines: list[Line], indent: int, anchors: Anchors) -> tuple[Any, list[Line]]:
     if lines[0].indent != indent:
         raise ValueError(f"line {lines[0].number}: indented by {lines[0].indent}, not by {indent}")
-    return _sequence(lines, indent) if lines[0].text.startswith("- ") else _mapping(lines, indent)
+    kind = _sequence if lines[0].text.startswith("- ") else _mapping
+    return kind(lines, indent, anchors)
 
 
-def _sequence(lines: list[Line], indent: int) -> tuple[list[Any], list[Line]]:
+def _sequence(lines: list[Line], indent: int, anchors: Anchors) -> tuple[list[Any], list[Line]]:
     items: list[Any] = []
     while lines and lines[0].indent == indent and lines[0].text.startswith("- "):
         head = Line(lines[0].number, indent + 2, lines[0].text[2:].strip())
         if KEY.match(head.text):
-            item, lines = _mapping([head, *lines[1:]], indent + 2)
+            item, lines = _mapping([head, *lines[1:]], indent + 2, anchors)
         else:
             item, lines = _scalar(head.text, head.number), lines[1:]
         items.append(item)
     return items, lines
 
 
-def _mapping(lines: list[Line], indent: int) -> tuple[dict[str, Any], list[Line]]:
+def _mapping(lines: list[Line], indent: int, anchors: Anchors) -> tuple[dict[str, Any], list[Line]]:
     found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     while lines and lines[0].indent == indent and not lines[0].text.startswith("- "):
         line, lines = lines[0], lines[1:]
         match = KEY.match(line.text)
         if not match or match.group(1) in found:
             raise ValueError(f"line {line.number}: no key, or a key that was there already: {line.text}")
-        if match.group(2):
-            found[match.group(1)] = _scalar(match.group(2), line.number)
-        else:
-            if not lines or lines[0].indent <= indent:
-                raise ValueError(f"line {line.number}: a key without a value")
-            found[match.group(1)], lines = _block(lines, indent + 2)
+        key, value = match.groups()
+        if key == "<<":
+            merge = MERGE.match(value or "")
+            if not merge or merge.group(1) not in anchors or merged:
+                raise ValueError(f"line {line.number}: not the name of one anchor before it: {line.text}")
+            merged = anchors[merge.group(1)]
+            continue
+        anchor = ANCHOR.match(value or "")
+        if value and not anchor:
+            found[key] = _scalar(value, line.number)
+            continue
+        if not lines or lines[0].indent <= indent:
+            raise ValueError(f"line {line.number}: a key without a value")
+        found[key], lines = _block(lines, indent + 2, anchors)
+        if anchor:
+            anchors[anchor.group(1)] = found[key]
     if lines and lines[0].indent > indent:
         raise ValueError(f"line {lines[0].number}: indented too far")
-    return found, lines
+    return {**merged, **found}, lines
 
 
 def _scalar(text: str, number: int) -> Any:
