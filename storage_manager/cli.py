@@ -22,7 +22,15 @@ from storage_manager.base.errors import (
     UsageError,
     describe_errno,
 )
-from storage_manager.base.log import LEVELS, EventLog, add_log_file, build_logger, close_logger, standard_error
+from storage_manager.base.log import (
+    LEVELS,
+    EventLog,
+    StderrHandler,
+    add_log_file,
+    build_logger,
+    close_logger,
+    standard_error,
+)
 from storage_manager.base.output import Output
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
@@ -81,6 +89,7 @@ def _main(arguments: list[str], clock: Clock) -> int:
     if args.command == _LOOP and settings.seq is not None:
         from storage_manager.seq import ingest  # noqa: F401  # later, the archive may be another one
     out = Output(sys.stdout, args.chosen.only_tells)
+    _show_progress(args, logger, clock)
     try:
         # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.
         report_fallbacks(log_fallbacks + ([] if args.command == _LOOP or args.chosen.quiet else fallbacks), log)
@@ -166,6 +175,18 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
                 Fallback(f"{settings.prefix}_LOG_FILE", printable(settings.log_file, 200), "no log file", problem)
             )
     return logger, fallbacks
+
+
+def _show_progress(args: argparse.Namespace, logger: logging.Logger, clock: Clock) -> None:
+    """For a person at a terminal who waits for a result."""
+    if args.chosen.quiet or args.command == _LOOP or os.environ.get("TERM", "dumb") in ("", "dumb"):
+        return
+    for handler in logger.handlers:
+        if isinstance(handler, StderrHandler) and handler.is_for_people:
+            from storage_manager.base.meter import Meter  # a run by a timer has no use for it
+
+            clock.meter = Meter(handler.fd, handler.show, clock.monotonic)
+            handler.addFilter(clock.meter.make_way)
 
 
 def _add_log_file(logger: logging.Logger, path: str, storage_dir: str) -> Optional[str]:

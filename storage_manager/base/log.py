@@ -13,7 +13,7 @@ import select
 import stat
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Optional, TextIO
 
 from storage_manager import __version__
@@ -98,7 +98,7 @@ class StderrHandler(LineHandler):
 
     def __init__(self, fd: int) -> None:
         super().__init__()
-        self._fd = fd
+        self.fd = self._fd = fd
         self._own_fd: Optional[int] = None
         self._patience_secs = STALL_SECS
         try:
@@ -116,8 +116,19 @@ class StderrHandler(LineHandler):
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
 
+    @property
+    def is_for_people(self) -> bool:
+        """Whether it writes text to a terminal."""
+        return os.isatty(self.fd) and isinstance(self.formatter, TextFormatter)
+
     def begin_run(self) -> None:
         self._patience_secs = STALL_SECS
+
+    def show(self, text: bytes) -> None:
+        """Write what is no event, if there is room for it now. Raises nothing."""
+        with self.lock or nullcontext(), suppress(OSError):
+            if self._has_room():
+                os.write(self._fd, text)
 
     def close(self) -> None:
         self.acquire()  # another thread may be about to write, and the number will be some other file's

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Optional
 
 from storage_manager.base import quantity
+from storage_manager.base.clock import Clock
 from storage_manager.base.errors import EXIT_OK
 from storage_manager.base.output import Output
 from storage_manager.base.text import printable
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     snapshot, findings = take_snapshot(settings.storage_dir, context.clock, context.log)
     report_unknown_group(snapshot, args.group, settings.storage_dir, context.log)
     scope, now = snapshot.scoped(args.group), context.clock.now()
-    facts = _facts(scope, settings, args.group, now)
+    facts = _facts(scope, settings, args.group, context.clock)
     facts["suggested_dirs"] = findings.suggested_dirs
     if args.json:
         context.out.json(facts)
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     return EXIT_OK
 
 
-def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], now: datetime) -> dict[str, Any]:
+def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], clock: Clock) -> dict[str, Any]:
     limit_bytes = settings.max_storage_bytes
     groups: dict[Optional[str], list[int]] = {}
     declared = 0
@@ -61,7 +62,7 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], now: da
         declared += session.declared_bytes or 0
     usage = snapshot.usage_bytes
     names = [session.blob_name for session in snapshot.sessions] + [anomaly.name for anomaly in snapshot.anomalies]
-    taken = allocation(settings.storage_dir, names)
+    taken = allocation(settings.storage_dir, names, clock)
     session_bytes = snapshot.session_bytes
     return {
         "storage_dir": settings.storage_dir,
@@ -87,7 +88,7 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], now: da
         "anomalies": {
             kind: {"count": count, "size_bytes": size} for kind, (count, size) in snapshot.anomaly_totals().items()
         },
-        "growth": _growth_facts(growth(snapshot, now), usage, limit_bytes if group is None else None),
+        "growth": _growth_facts(growth(snapshot, clock.now()), usage, limit_bytes if group is None else None),
         "next": [
             {
                 "guid": session.guid,

@@ -64,7 +64,7 @@ def adopt(terms: Terms, group: str, clock: Clock, log: EventLog, history: Option
     Left are orphans whose name no entry could have, and those whose guid has an entry or several blobs. Raises a
     StorageManagerError after the event that says so, and Interrupted.
     """
-    with reporting("adopt", terms.storage_dir, Progress(), log):
+    with reporting("adopt", terms.storage_dir, Progress(), log), clock.doing("giving orphans entries"):
         with locked_store(*terms, clock, log) as locked:
             with Journal(history, terms.command, ADOPTED, clock, log, "orphans given entries") as journal:
                 return _adopt(terms, group, locked, log, journal)
@@ -131,7 +131,7 @@ def repair(terms: Terms, clock: Clock, log: EventLog, history: Optional[HistoryF
     Unfinished metadata stays while it may tell of a blob that has no entry: nothing else does. Raises like adopt().
     """
     progress = Progress()
-    with reporting("repair", terms.storage_dir, progress, log):
+    with reporting("repair", terms.storage_dir, progress, log), clock.doing("repairing"):
         with locked_store(*terms, clock, log) as locked:
             with Journal(history, terms.command, REPAIRED, clock, log, "repair") as journal:
                 return _repair(terms, locked, clock, log, progress, journal)
