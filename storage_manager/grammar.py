@@ -137,6 +137,7 @@ def _purge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="say what would go; delete nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("-v", "--verbose", action="store_true", help="name each session that goes or stays, and why")
     _lock_options(parser)
 
 

@@ -58,7 +58,8 @@ FLAGS = {
         "--lock-stale-seconds",
     ],
     "purge": [
-        "--age-days", "--group", "--orphans", "--yes", "--dry-run", "--json", "--lock-timeout", "--lock-stale-seconds",
+        "--age-days", "--group", "--orphans", "--yes", "--dry-run", "--json", "-v", "--verbose", "--lock-timeout",
+        "--lock-stale-seconds",
     ],
     "prune-size": [
         "--max-mb", "--target-mb", "--min-age-mins", "--keep-last", "--group", "--dry-run", "--json", "--verbose",
@@ -874,4 +875,4 @@ def test_a_late_import_that_fails_is_one_sentence(
 def test_every_command_module_is_on_the_command_line() -> None:
     assert [command.name for command in COMMANDS] == list(FLAGS)
     modules = {module.name for module in pkgutil.iter_modules(storage_manager.commands.__path__)}
-    assert {command.module for command in COMMANDS} == modules - {"outcome", "tables"}
+    assert {command.module for command in COMMANDS} == modules - {"outcome", "preview", "tables"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from storage_manager.base import quantity
@@ -13,6 +14,7 @@ from storage_manager.base.errors import StorageManagerError
 from storage_manager.base.log import standard_error
 from storage_manager.base.output import Output
 from storage_manager.base.times import utc_text
+from storage_manager.commands.preview import preview
 from storage_manager.jobs.plan import HELP, Outcome, sentence
 from storage_manager.jobs.prune import Job
 from storage_manager.store.snapshot import Session
@@ -42,24 +44,35 @@ def _say(text: str) -> None:
         os.write(stream.fileno(), text.encode("utf-8", "backslashreplace"))
 
 
-def show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, out: Output) -> None:
-    """The outcome on standard output: JSON, or a line per decision where asked for, and one sentence."""
+def show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, now: datetime, out: Output) -> None:
+    """The outcome on standard output: JSON, or one sentence, with a line per decision where asked for.
+
+    Of a dry run the sentence comes first, and more about what would go; else last.
+    """
     if as_json:
         out.json(_json(outcome, job, verbose))
         return
+    lines = _lines(outcome, verbose)
+    if outcome.dry_run:
+        out.line(sentence(outcome))
+        lines = preview(outcome.plan, lines, now, verbose, out.columns)
     if outcome.dry_run or verbose:
-        for action, session, reason in _decisions(outcome, verbose):
+        for line in lines:
             if not out.is_open:
                 break
-            out.line(
-                f"{action:<6}  {session.guid}  {utc_text(session.created_at)[:19]}  "
-                f"{quantity.size(session.size_bytes):>10}  {reason}"
-            )
-    out.line(sentence(outcome))
+            out.line(line)
+    if not outcome.dry_run:
+        out.line(sentence(outcome))
     if not outcome.plan.target_met:
         for cause, size_bytes in outcome.plan.causes.items():
             out.line(f"target not met: {quantity.size(size_bytes)} {cause.replace('_', ' ')}")
             out.line(f"    to do: {HELP[cause]}")
+
+
+def _lines(outcome: Outcome, verbose: bool) -> Iterator[str]:
+    for action, session, reason in _decisions(outcome, verbose):
+        created, size = utc_text(session.created_at)[:19], quantity.size(session.size_bytes)
+        yield f"{action:<6}  {session.guid}  {created}  {size:>10}  {reason}"
 
 
 def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:

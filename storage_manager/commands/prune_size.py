@@ -33,5 +33,5 @@ def run(args: argparse.Namespace, context: Context) -> int:
         history=None if args.dry_run else writable_history_file(context.settings, context.log),
     )
     outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
-    show(outcome, job, args.json, args.verbose, context.out)
+    show(outcome, job, args.json, args.verbose, context.clock.now(), context.out)
     return outcome.exit_code

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         target_bytes=None,
         lock_timeout_secs=args.lock_timeout,
         lock_stale_secs=args.lock_stale_seconds,
+        explain=args.verbose,
         history=None if args.dry_run else writable_history_file(context.settings, context.log),
     )
     needs_answer = args.age_days < NO_AGE_DAYS and not (args.yes or args.dry_run)
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
             context.out.line("cancelled; nothing was deleted")
         return EXIT_OK
     outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
-    show(outcome, job, args.json, False, context.out)
+    show(outcome, job, args.json, args.verbose, context.clock.now(), context.out)
     return outcome.exit_code
 
 

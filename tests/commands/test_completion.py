@@ -42,7 +42,7 @@ def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         ("prune-size --max-mb 3 --target-mb 2 --keep-l", "--keep-last "),
         ("help prune", "prune-size "),
         ("completion f", "fish "),
-        ("check --verb", "--verb"),  # that is an option of others
+        ("stats --verb", "--verb"),  # that is an option of others
         ("list --group sta", "sta"),  # that is a value
         ("frobnicate --js", "--js"),
     ],
