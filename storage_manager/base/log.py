@@ -13,6 +13,7 @@ import select
 import stat
 import sys
 import time
+from collections.abc import Collection
 from contextlib import nullcontext, suppress
 from typing import Optional, TextIO
 
@@ -163,6 +164,31 @@ class StderrHandler(LineHandler):
         found = bool(self._poll.poll(secs * 1000))
         self._patience_secs = max(0.0, self._patience_secs - (time.monotonic() - start))
         return found
+
+
+class HeldBack:
+    """Keeps events of some names back from a handler until they are told, each once: by request, or before an error."""
+
+    def __init__(self, handler: logging.Handler, events: Collection[str]) -> None:
+        self._handler = handler
+        self._events = events
+        self._records: dict[str, logging.LogRecord] = {}
+        handler.addFilter(self._passes)
+
+    def tell(self) -> None:
+        """Show what was kept back, and from here on everything."""
+        self._events = ()
+        records, self._records = self._records, {}
+        for record in records.values():
+            self._handler.handle(record)
+
+    def _passes(self, record: logging.LogRecord) -> bool:
+        if getattr(record, "event", None) in self._events:
+            self._records[record.getMessage()] = record
+            return False
+        if record.levelno >= logging.ERROR:
+            self.tell()
+        return True
 
 
 def build_logger(stream: Optional[TextIO], as_json: bool, level: int) -> logging.Logger:

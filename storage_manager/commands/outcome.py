@@ -55,7 +55,7 @@ def show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, now: datetime
     lines = _lines(outcome, verbose)
     if outcome.dry_run:
         out.line(sentence(outcome))
-        lines = preview(outcome.plan, lines, now, verbose, out.columns)
+        lines = preview(outcome.plan, lines, now, verbose, out.terminal_size)
     if outcome.dry_run or verbose:
         for line in lines:
             if not out.is_open:

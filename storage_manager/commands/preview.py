@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import islice
+from os import terminal_size
 from typing import Optional
 
 from storage_manager.base import quantity
@@ -14,34 +15,43 @@ from storage_manager.commands import tables
 from storage_manager.jobs.plan import Plan
 from storage_manager.store.snapshot import Session
 
-# A list that is longer scrolls away what stands in front of it.
+# A list that is longer scrolls away what stands in front of it: the sentence, and behind it a prompt and a line more.
 _LINES = 20
+_LEAST_LINES = 5
+_OTHER_LINES = 3
 _GROUPS = 8
 
 
-def preview(plan: Plan, lines: Iterator[str], now: datetime, verbose: bool, columns: Optional[int]) -> Iterator[str]:
-    """What stands behind the sentence. `lines` are those of the list.
+def preview(
+    plan: Plan, lines: Iterator[str], now: datetime, verbose: bool, screen: Optional[terminal_size]
+) -> Iterator[str]:
+    """What stands behind the sentence. `lines` are those of the list; without `verbose`, only the first are shown.
 
-    Without `verbose`, only the first of them are shown, as far as they fit into the `columns` of a terminal.
+    On a terminal, all of it fits into the screen, unless that is very small, or `verbose` asks for all.
     """
-    if plan.victims:
-        yield ""
-        yield from tables.table(
-            ("GROUP", f"{plan.noun.upper()}S>", "SIZE>", "FROM (UTC)", "TO (UTC)"), _rows(plan, verbose), columns
-        )
-        if not plan.are_orphans:
-            yield ""
-            yield _retention(plan, now)
-    count = len(plan.swept) + len(plan.victims)
-    if count or verbose:
-        yield ""
+    head = list(_head(plan, now, verbose, screen))
+    yield from head
     if verbose:
         yield from lines
         return
-    for line in islice(lines, _LINES):
-        yield line if columns is None else printable(line, columns)
-    if count > _LINES:
-        yield f"... and {count - _LINES:,} more (--verbose shows all)"
+    count = len(plan.swept) + len(plan.victims)
+    most = _LINES if screen is None else max(_LEAST_LINES, min(_LINES, screen.lines - len(head) - _OTHER_LINES))
+    for line in islice(lines, most):
+        yield line if screen is None else printable(line, screen.columns)
+    if count > most:
+        yield f"... and {count - most:,} more (--verbose shows all)"
+
+
+def _head(plan: Plan, now: datetime, verbose: bool, screen: Optional[terminal_size]) -> Iterator[str]:
+    if plan.victims:
+        header = ("GROUP", f"{plan.noun.upper()}S>", "SIZE>", "FROM (UTC)", "TO (UTC)")
+        yield ""
+        yield from tables.table(header, _rows(plan, verbose), screen and screen.columns)
+        if not plan.are_orphans:
+            yield ""
+            yield _retention(plan, now)
+    if plan.victims or plan.swept or verbose:
+        yield ""
 
 
 class _Sum:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pytest
 from stores import clean_environment, command, make_store, run_tool
 from terminals import Terminal
 
@@ -26,9 +28,9 @@ def plan(victims: list[Session], kept: list[Session], **more: object) -> Plan:
     return Plan(victims, (), "too old", keeps, 0, 0, None, {})._replace(**more)
 
 
-def lines(plan: Plan, verbose: bool = False, columns: int | None = None) -> list[str]:
+def lines(plan: Plan, verbose: bool = False, screen: os.terminal_size | None = None) -> list[str]:
     listed = (f"delete  {victim.guid}" for victim in plan.victims)
-    return list(preview(plan, listed, NOW, verbose, columns))
+    return list(preview(plan, listed, NOW, verbose, screen))
 
 
 def test_each_group_is_summed_up_with_its_first_and_last_and_the_largest_comes_first() -> None:
@@ -101,11 +103,20 @@ def test_what_keeps_the_target_from_being_met_stands_at_the_end(storage: Path) -
     assert victim.startswith("delete") and cause.startswith("target not met: ") and remedy.startswith("    to do: ")
 
 
+@pytest.mark.parametrize(("rows", "shown"), [(50, 20), (24, 15), (10, 5)])
+def test_on_a_terminal_the_sentence_stays_on_the_screen(rows: int, shown: int) -> None:
+    """With it and a prompt, there are as many lines as the terminal has."""
+    victims = [session(number, 50 - number, 1) for number in range(30)]
+    found = lines(plan(victims, []), screen=os.terminal_size((80, rows)))
+    assert sum(line.startswith("delete") for line in found) == shown
+    assert found[-1] == f"... and {30 - shown} more (--verbose shows all)" and len(found) + 2 <= max(rows, 14)
+
+
 def test_on_a_narrow_terminal_a_line_is_a_line(storage: Path) -> None:
     make_store(storage, 30, size=1, group="a group with a name that is not short at all")
     with Terminal(command("--storage-dir", storage, "purge", "--age-days", "0", "--dry-run")) as terminal:
         assert terminal.end() == 0
-    assert max(map(len, terminal.screen)) == 80 and len(terminal.screen) == 29
+    assert max(map(len, terminal.screen)) == 80 and len(terminal.screen) == 24
 
 
 def test_a_reader_that_goes_away_ends_the_list(storage: Path) -> None:
