@@ -6,7 +6,7 @@ import argparse
 
 from storage_manager.base.errors import UsageError
 from storage_manager.commands import Context
-from storage_manager.commands.outcome import show
+from storage_manager.commands.outcome import carry_out
 from storage_manager.jobs import prune
 from storage_manager.jobs.policy import PruneLimits, plan_prune
 from storage_manager.loop.history_file import writable_history_file
@@ -32,6 +32,4 @@ def run(args: argparse.Namespace, context: Context) -> int:
         explain=args.verbose,
         history=None if args.dry_run else writable_history_file(context.settings, context.log),
     )
-    outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
-    show(outcome, job, args.json, args.verbose, context.clock.now(), context.out)
-    return outcome.exit_code
+    return carry_out(job, args, context)
