@@ -22,7 +22,16 @@ from storage_manager.base.errors import (
     UsageError,
     describe_errno,
 )
-from storage_manager.base.log import LEVELS, EventLog, add_log_file, build_logger, close_logger, standard_error
+from storage_manager.base.log import (
+    LEVELS,
+    EventLog,
+    HeldBack,
+    StderrHandler,
+    add_log_file,
+    build_logger,
+    close_logger,
+    standard_error,
+)
 from storage_manager.base.output import Output
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
@@ -92,16 +101,17 @@ def _main(arguments: list[str], clock: Clock) -> int:
     if args.command == _LOOP and settings.seq is not None:
         from storage_manager.seq import ingest  # noqa: F401  # later, the archive may be another one
     out = Output(sys.stdout, args.chosen.only_tells)
+    held_back = _at_a_terminal(args, logger, clock)
     try:
         # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.
         report_fallbacks(log_fallbacks + ([] if args.command == _LOOP or args.chosen.quiet else fallbacks), log)
         context = Context(settings, load, explain_load, sys.argv[0], clock, log, out)
-        return _run(args, command.run, context)
+        return _run(args, lambda: _answer(args, command.run, context, held_back), context)
     finally:
         close_logger(logger)
 
 
-def _run(args: argparse.Namespace, run: Run, context: Context) -> int:
+def _run(args: argparse.Namespace, answer: Callable[[], int], context: Context) -> int:
     """The error boundary: every failure becomes an event and an exit code."""
     log, command = context.log, args.command
     started = context.clock.monotonic()
@@ -116,7 +126,7 @@ def _run(args: argparse.Namespace, run: Run, context: Context) -> int:
             environment=context.settings.environment,
         )
         context.clock.accept_hangups(to_stop=command != _LOOP)
-        exit_code: int = run(args, context)
+        exit_code = answer()
     except StorageManagerError as error:
         exit_code, problem = error.exit_code, str(error)
         if not error.reported:
@@ -159,7 +169,9 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
     else:
         as_json = not on_terminal if settings.log_json is None else settings.log_json
     chosen_level = args.log_level
-    if chosen_level is not None:
+    if args.quiet:
+        level = max(logging.WARNING, LEVELS[chosen_level] if chosen_level is not None else settings.log_level)
+    elif chosen_level is not None:
         level = LEVELS[chosen_level]
     else:
         # A person at a terminal reads the result; the loop has no other result than its events.
@@ -179,6 +191,33 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
                 Fallback(f"{settings.prefix}_LOG_FILE", printable(settings.log_file, 200), "no log file", problem)
             )
     return logger, fallbacks
+
+
+def _at_a_terminal(args: argparse.Namespace, logger: logging.Logger, clock: Clock) -> Optional[HeldBack]:
+    """For a person who waits for the answer: see what takes long, and then the answer before what is odd."""
+    held_back = None
+    for handler in logger.handlers:
+        if not (isinstance(handler, StderrHandler) and handler.is_for_people):
+            continue
+        if args.chosen.told_behind:
+            held_back = HeldBack(handler, args.chosen.told_behind)
+        is_waited_for = not (args.quiet or args.chosen.quiet or args.command == _LOOP)
+        if is_waited_for and os.environ.get("TERM", "dumb") not in ("", "dumb"):
+            from storage_manager.base.meter import Meter  # a run by a timer has no use for it
+
+            clock.meter = Meter(handler.fd, handler.show, clock.monotonic)
+            handler.addFilter(clock.meter.make_way)
+    return held_back
+
+
+def _answer(args: argparse.Namespace, run: Run, context: Context, held_back: Optional[HeldBack]) -> int:
+    """The result, and behind it the events that were held back."""
+    try:
+        return run(args, context)
+    finally:
+        if held_back is not None:
+            context.out.flush()
+            held_back.tell()
 
 
 def _add_log_file(logger: logging.Logger, path: str, storage_dir: str) -> Optional[str]:

@@ -49,6 +49,8 @@ class Command(NamedTuple):
     """Events that a person at a terminal need not see, because the result says the same."""
     only_tells: bool = False
     """Whether it is of no use without its output."""
+    told_behind: tuple[str, ...] = ()
+    """Events that a person at a terminal is told of behind the result."""
     examples: tuple[str, ...] = ()
     """Two command lines, as a shell takes them; a test runs them."""
     note: str = ""
@@ -148,6 +150,7 @@ def _purge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="say what would go; delete nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("-v", "--verbose", action="store_true", help="name each session that goes or stays, and why")
     _lock_options(parser)
 
 
@@ -225,11 +228,15 @@ def _help(parser: argparse.ArgumentParser) -> None:
 
 _TOLD_BY_CHECK = ("storage_manager.anomaly", "storage_manager.storage_suspect", "storage_manager.check.summary")
 
+_ANOMALIES = ("storage_manager.anomaly",)
+
 COMMANDS = (
     Command("list", "list the sessions, oldest first: one guid a line", _list, "list", only_tells=True,
+            told_behind=_ANOMALIES,
             examples=("storage_manager list --verbose --group weekly",
                       "storage_manager list --json > sessions.jsonl")),
     Command("stats", "totals, groups, anomalies, and how full the store is", _stats, "stats", only_tells=True,
+            told_behind=_ANOMALIES,
             examples=("storage_manager stats",
                       "GOFR_DIG_MAX_STORAGE_MB=10G storage_manager stats --json"),
             note="The limit is GOFR_DIG_MAX_STORAGE_MB."),
@@ -237,10 +244,11 @@ COMMANDS = (
             told_in_result=_TOLD_BY_CHECK,
             examples=("storage_manager check",
                       "storage_manager check --repair --yes")),
-    Command("purge", "delete the sessions of an age and older", _purge, "purge",
+    Command("purge", "delete the sessions of an age and older", _purge, "purge", told_behind=_ANOMALIES,
             examples=("storage_manager purge --age-days 14 --dry-run",
                       "storage_manager purge --age-days 0.5 --group weekly")),
     Command("prune-size", "delete the oldest sessions until the store is within a size", _prune_size, "prune_size",
+            told_behind=_ANOMALIES,
             examples=("storage_manager prune-size --max-mb 10G --dry-run",
                       "storage_manager prune-size --max-mb 512 --target-mb 400 --keep-last 20")),
     Command("run-loop", "keep the store within its limit until it is stopped", _run_loop, "run_loop",
@@ -391,6 +399,10 @@ def _add_global_options(parser: argparse._ActionsContainer, default: Optional[st
     parser.add_argument(
         "--log-level", metavar="LEVEL", type=str.upper, choices=tuple(LEVELS), default=default,
         help=f"of stderr: {', '.join(LEVELS)} [{DEFAULT_PREFIX}_LOG_LEVEL]",
+    )  # fmt: skip
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", default=False if default is None else default,
+        help="only warnings and errors on stderr",
     )  # fmt: skip
     parser.add_argument("-h", "--help", action="help", help="show this help")
 

@@ -58,7 +58,8 @@ FLAGS = {
         "--lock-stale-seconds",
     ],
     "purge": [
-        "--age-days", "--group", "--orphans", "--max-delete", "--yes", "--dry-run", "--json", "--lock-timeout",
+        "--age-days", "--group", "--orphans", "--max-delete", "--yes", "--dry-run", "--json", "-v", "--verbose",
+        "--lock-timeout",
         "--lock-stale-seconds",
     ],
     "prune-size": [
@@ -72,7 +73,7 @@ FLAGS = {
     "completion": [],
     "help": [],
 }  # fmt: skip
-GLOBAL_FLAGS = ["--storage-dir", "--data-root", "--gofr-dig-env", "--log-format", "--log-level", "--help"]
+GLOBAL_FLAGS = ["--storage-dir", "--data-root", "--gofr-dig-env", "--log-format", "--log-level", "--quiet", "--help"]
 
 HOSTILE = "\x1b[31m\x07\r\x9b2J\x7f\u202eevil\u2028\ud800\udcff"
 """What a name may hold and a terminal must not get."""
@@ -261,6 +262,33 @@ def test_the_log_level_decides_what_standard_error_shows(storage: Path) -> None:
         assert {item["@l"] for item in events(done.stderr)} == expected
 
 
+@pytest.mark.parametrize("words", [*ONE_SHOTS, ("check",)], ids=lambda words: words[0])
+def test_quiet_leaves_warnings_and_errors(storage: Path, words: tuple[str, ...]) -> None:
+    make_store(storage, 1)
+    found = [
+        run_tool(*(("-q",) if before else ()), *words, *(() if before else ("--quiet",)), "--storage-dir", storage)
+        for before in (True, False)
+    ]
+    assert [(done.returncode, done.stderr) for done in found] == [(0, ""), (0, "")]
+    write_entries(storage, {})
+    os.utime(next(storage.glob("*.json")), (1, 1))
+    (storage / f"{uuid.uuid4()}.json").symlink_to("x")
+    told = strict(run_tool("-q", *words, "--storage-dir", storage).stderr)
+    assert told and {item["@l"] for item in told} == {"Warning"}
+
+
+def test_quiet_and_a_level_show_what_both_do(storage: Path) -> None:
+    make_store(storage / "below", 1)
+    for level, expected in (("DEBUG", {"Warning"}), ("ERROR", set())):
+        done = run_tool("-q", "list", "--storage-dir", storage, "--log-level", level)
+        by_variable = run_tool("-q", "list", "--storage-dir", storage, env={"GOFR_DIG_LOG_LEVEL": level})
+        for found in (done, by_variable):
+            assert {item["@l"] for item in events(found.stderr)} == expected
+    log = storage.parent / "log"
+    run_tool("-q", "list", "--storage-dir", storage, env={"GOFR_DIG_LOG_FILE": str(log)})
+    assert {"Information", "Warning"} == {item["@l"] for item in events(log.read_text())}
+
+
 def test_the_level_of_the_option_wins_over_that_of_the_environment(storage: Path) -> None:
     make_store(storage, 1)
     env = {"GOFR_DIG_LOG_LEVEL": "ERROR"}
@@ -435,6 +463,32 @@ def test_on_a_terminal_a_one_shot_command_shows_warnings_only_and_as_text(storag
     exit_code, stdout, shown = on_terminal("list", "--storage-dir", storage / "empty")
     assert (exit_code, stdout) == (0, "")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d WARNING .*sessions\?\n", shown)
+
+
+ODD = (["list"], ["stats"], ["purge", "--dry-run"], ["purge"], ["prune-size", "--max-mb", "1500B"])
+
+
+@pytest.mark.parametrize("words", ODD, ids=" ".join)
+def test_on_a_terminal_what_is_odd_stands_once_and_behind_the_answer(storage: Path, words: list[str]) -> None:
+    make_store(storage, 2)
+    for _ in range(2):
+        (storage / f"{uuid.uuid4()}.json").symlink_to("x")
+    exit_code, _, shown = on_terminal(*words, "--storage-dir", storage, both=True)
+    assert exit_code == 0 and shown.count("WARNING") == 1
+    assert " WARNING 2 not a file, 0 B: " in shown.splitlines()[-1]
+    exit_code, stdout, shown = on_terminal(*words, "--storage-dir", storage)
+    assert exit_code == 0 and shown.count("WARNING") == 1 and stdout
+    assert " WARNING 2 not a file, 0 B: " in shown
+
+
+def test_on_a_terminal_why_a_command_failed_stands_behind_what_is_odd(storage: Path) -> None:
+    guids = make_store(storage, 40)
+    for guid in guids[5:]:
+        (storage / f"{guid}.json").unlink()
+    (storage / f"{uuid.uuid4()}.json").symlink_to("x")
+    exit_code, _, shown = on_terminal("prune-size", "--max-mb", "1500B", "--storage-dir", storage, both=True)
+    odd, why = shown.splitlines()
+    assert exit_code == 1 and " WARNING 1 not a file" in odd and " have no blob" in why
 
 
 def test_a_table_with_a_limit_says_on_a_terminal_alone_how_many_are_not_shown(storage: Path) -> None:
@@ -875,4 +929,4 @@ def test_a_late_import_that_fails_is_one_sentence(
 def test_every_command_module_is_on_the_command_line() -> None:
     assert [command.name for command in COMMANDS] == list(FLAGS)
     modules = {module.name for module in pkgutil.iter_modules(storage_manager.commands.__path__)}
-    assert {command.module for command in COMMANDS} == modules - {"outcome", "tables"}
+    assert {command.module for command in COMMANDS} == modules - {"outcome", "preview", "tables"}

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from storage_manager.base.errors import Interrupted
+
+if TYPE_CHECKING:
+    from storage_manager.base.meter import Meter  # for terminals alone
 
 # End a command, also where they were inherited as ignored: shells start what is in the background of a script so.
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -33,6 +36,9 @@ class Clock:
     code there asks `stopping` between steps. Every sleep ends early when a signal arrives, however short
     before the sleep it came (the signal leaves a byte in a pipe that the sleep watches).
     """
+
+    meter: Optional[Meter] = None
+    """Shows what takes long to a person at a terminal."""
 
     def __init__(self) -> None:
         self.stop_signal: Optional[int] = None
@@ -88,10 +94,26 @@ class Clock:
     def monotonic(self) -> float:
         return time.monotonic()
 
-    def progress(self) -> None:
-        """Called between the steps of whatever may take long. Costs next to nothing; raises nothing."""
+    def progress(self, steps: int = 0) -> None:
+        """Called between the steps of whatever may take long, when so many are done. Costs little; raises nothing."""
         if self.listener is not None:
             self.listener()
+        if self.meter is not None:
+            self.meter.step(steps)
+
+    @contextmanager
+    def doing(
+        self, what: str, total: Optional[int] = None, amount: Callable[[int], str] = "{:,}".format
+    ) -> Iterator[None]:
+        """Inside, a person at a terminal is shown `what` is done, how much of a `total`, if it takes long.
+
+        progress() counts the steps, `amount` shows their number. Within another, it stands for that one meanwhile.
+        """
+        if self.meter is None:
+            yield
+            return
+        with self.meter.task(what, total, amount):
+            yield
 
     @property
     def stopping(self) -> bool:

@@ -206,11 +206,14 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
+        self._is_told = False
         super().__init__(f"interrupted by {signal_name(signum)}")
 
     def add(self, done: str) -> None:
-        """Say what had been done by then."""
-        self.args = (f"{done}; {self}",)
+        """Say what had been done by then. Whoever knows first says it."""
+        if not self._is_told:
+            self._is_told = True
+            self.args = (f"{done}; {self}",)
 
     @property
     def exit_code(self) -> int:

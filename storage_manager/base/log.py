@@ -13,7 +13,8 @@ import select
 import stat
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Collection
+from contextlib import nullcontext, suppress
 from typing import Optional, TextIO
 
 from storage_manager import __version__
@@ -98,7 +99,7 @@ class StderrHandler(LineHandler):
 
     def __init__(self, fd: int) -> None:
         super().__init__()
-        self._fd = fd
+        self.fd = self._fd = fd
         self._own_fd: Optional[int] = None
         self._patience_secs = STALL_SECS
         try:
@@ -116,8 +117,19 @@ class StderrHandler(LineHandler):
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
 
+    @property
+    def is_for_people(self) -> bool:
+        """Whether it writes text to a terminal."""
+        return os.isatty(self.fd) and isinstance(self.formatter, TextFormatter)
+
     def begin_run(self) -> None:
         self._patience_secs = STALL_SECS
+
+    def show(self, text: bytes) -> None:
+        """Write what is no event, if there is room for it now. Raises nothing."""
+        with self.lock or nullcontext(), suppress(OSError):
+            if self._has_room():
+                os.write(self._fd, text)
 
     def close(self) -> None:
         self.acquire()  # another thread may be about to write, and the number will be some other file's
@@ -152,6 +164,31 @@ class StderrHandler(LineHandler):
         found = bool(self._poll.poll(secs * 1000))
         self._patience_secs = max(0.0, self._patience_secs - (time.monotonic() - start))
         return found
+
+
+class HeldBack:
+    """Keeps events of some names back from a handler until they are told, each once: by request, or before an error."""
+
+    def __init__(self, handler: logging.Handler, events: Collection[str]) -> None:
+        self._handler = handler
+        self._events = events
+        self._records: dict[str, logging.LogRecord] = {}
+        handler.addFilter(self._passes)
+
+    def tell(self) -> None:
+        """Show what was kept back, and from here on everything."""
+        self._events = ()
+        records, self._records = self._records, {}
+        for record in records.values():
+            self._handler.handle(record)
+
+    def _passes(self, record: logging.LogRecord) -> bool:
+        if getattr(record, "event", None) in self._events:
+            self._records[record.getMessage()] = record
+            return False
+        if record.levelno >= logging.ERROR:
+            self.tell()
+        return True
 
 
 def build_logger(stream: Optional[TextIO], as_json: bool, level: int) -> logging.Logger:

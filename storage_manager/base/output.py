@@ -40,11 +40,17 @@ class Output:
     @property
     def columns(self) -> Optional[int]:
         """The width of the terminal; None where it is none."""
+        size = self.terminal_size
+        return None if size is None else size.columns
+
+    @property
+    def terminal_size(self) -> Optional[os.terminal_size]:
+        """None where it is no terminal."""
         try:
             is_terminal = self._stream is not None and self._stream.isatty()
         except ValueError:  # it has been closed
             return None
-        return shutil.get_terminal_size().columns if is_terminal else None
+        return shutil.get_terminal_size() if is_terminal else None
 
     def line(self, text: str) -> None:
         self._write(text + "\n")

@@ -15,7 +15,8 @@ from storage_manager.commands import Context, tables
 from storage_manager.commands.outcome import confirmed
 from storage_manager.jobs.checkup import LEFTOVER, Checkup, check_up, foresee_adoption, orphan_from, summary
 from storage_manager.jobs.orphans import Adoptable
-from storage_manager.jobs.repair import Adoption, Repair, Terms, adopt, repair
+from storage_manager.jobs.progress import Progress, telling
+from storage_manager.jobs.repair import NOTHING_CHANGED, Adoption, Repair, Terms, adopt, repair
 from storage_manager.loop.history_file import writable_history_file
 from storage_manager.store.snapshot import DANGLING, IN_FLIGHT, ORPHAN, Anomaly, Session
 
@@ -24,8 +25,14 @@ def run(args: argparse.Namespace, context: Context) -> int:
     group = _group(args.adopt_orphans)
     if args.dry_run and args.repair:
         raise UsageError("--dry-run goes with --adopt-orphans alone; what a repair would remove, `check` shows")
-    if args.dry_run and group is not None:
-        return _foresee(args, context)
+    progress = Progress(nothing=NOTHING_CHANGED)
+    with telling(progress):
+        if args.dry_run and group is not None:
+            return _foresee(args, context)
+        return _check(args, group, context, progress)
+
+
+def _check(args: argparse.Namespace, group: Optional[str], context: Context, progress: Progress) -> int:
     checkup = _look(args, context)
     terms = Terms(context.settings.storage_dir, args.command, args.lock_timeout, args.lock_stale_seconds)
     must_adopt = group is not None and checkup.count(ORPHAN) > 0
@@ -38,10 +45,10 @@ def run(args: argparse.Namespace, context: Context) -> int:
     history = writable_history_file(context.settings, context.log) if must_adopt or must_repair else None
     adoption = None if group is None else Adoption((), 0)
     if group is not None and must_adopt:
-        adoption = adopt(terms, group, context.clock, context.log, history)
+        adoption = adopt(terms, group, context.clock, context.log, history, progress)
     repaired = Repair(0, (), ()) if args.repair and not is_cancelled else None
     if must_repair:
-        repaired = repair(terms, context.clock, context.log, history)
+        repaired = repair(terms, context.clock, context.log, history, progress)
     if must_adopt or must_repair:
         checkup = _look(args, context)
     if is_cancelled and not args.json:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import StorageManagerError
+from storage_manager.base.errors import Interrupted, StorageManagerError
 from storage_manager.base.log import standard_error
 from storage_manager.base.output import Output
 from storage_manager.base.times import utc_text
+from storage_manager.commands import Context
+from storage_manager.commands.preview import preview
+from storage_manager.jobs import prune
 from storage_manager.jobs.plan import HELP, Outcome, sentence
+from storage_manager.jobs.progress import Progress, telling
 from storage_manager.jobs.prune import Job
 from storage_manager.store.snapshot import Session
 
@@ -24,7 +31,12 @@ def confirmed(warning: str, clock: Clock) -> bool:
     try:  # a terminal may be closed while it is asked
         _say(f"{warning}\nAre you sure? (yes/no) ")
         if sys.stdin is not None:
-            clock.wait_for_input(sys.stdin.fileno())
+            try:
+                clock.wait_for_input(sys.stdin.fileno())
+            except Interrupted:
+                with suppress(OSError):  # it may be the terminal that has gone
+                    _say("\n")  # what was done is told on a line of its own
+                raise
             answer = sys.stdin.readline()
         if not (answer and sys.stdin.isatty()):
             _say("\n")  # nobody has pressed return
@@ -42,24 +54,47 @@ def _say(text: str) -> None:
         os.write(stream.fileno(), text.encode("utf-8", "backslashreplace"))
 
 
-def show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, out: Output) -> None:
-    """The outcome on standard output: JSON, or a line per decision where asked for, and one sentence."""
+def carry_out(job: Job, args: argparse.Namespace, context: Context) -> int:
+    """Do a job, or with `--dry-run` foresee it, and show what came of it. Returns the exit code.
+
+    Raises like prune.run() and prune.dry_run().
+    """
+    progress = Progress()
+    with telling(progress):
+        outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log, progress)
+        _show(outcome, job, args.json, args.verbose, context.clock.now(), context.out)
+    return outcome.exit_code
+
+
+def _show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, now: datetime, out: Output) -> None:
+    """The outcome on standard output: JSON, or one sentence, with a line per decision where asked for.
+
+    Of a dry run the sentence comes first, and more about what would go; else last.
+    """
     if as_json:
         out.json(_json(outcome, job, verbose))
         return
+    lines = _lines(outcome, verbose)
+    if outcome.dry_run:
+        out.line(sentence(outcome))
+        lines = preview(outcome.plan, lines, now, verbose, out.terminal_size)
     if outcome.dry_run or verbose:
-        for action, session, reason in _decisions(outcome, verbose):
+        for line in lines:
             if not out.is_open:
                 break
-            out.line(
-                f"{action:<6}  {session.guid}  {utc_text(session.created_at)[:19]}  "
-                f"{quantity.size(session.size_bytes):>10}  {reason}"
-            )
-    out.line(sentence(outcome))
+            out.line(line)
+    if not outcome.dry_run:
+        out.line(sentence(outcome))
     if not outcome.plan.target_met:
         for cause, size_bytes in outcome.plan.causes.items():
             out.line(f"target not met: {quantity.size(size_bytes)} {cause.replace('_', ' ')}")
             out.line(f"    to do: {HELP[cause]}")
+
+
+def _lines(outcome: Outcome, verbose: bool) -> Iterator[str]:
+    for action, session, reason in _decisions(outcome, verbose):
+        created, size = utc_text(session.created_at)[:19], quantity.size(session.size_bytes)
+        yield f"{action:<6}  {session.guid}  {created}  {size:>10}  {reason}"
 
 
 def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:

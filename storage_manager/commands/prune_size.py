@@ -6,7 +6,7 @@ import argparse
 
 from storage_manager.base.errors import UsageError
 from storage_manager.commands import Context
-from storage_manager.commands.outcome import show
+from storage_manager.commands.outcome import carry_out
 from storage_manager.config import limit_text
 from storage_manager.jobs import prune
 from storage_manager.jobs.policy import PruneLimits, plan_prune
@@ -45,8 +45,6 @@ def run(args: argparse.Namespace, context: Context) -> int:
         max_delete=args.max_delete,
         history=None if args.dry_run else writable_history_file(settings, context.log),
     )
-    outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
     if shown is not None and not args.json:
         context.out.line(f"the limit is {shown}, as {settings.limit_variable} says; --max-mb tries another one")
-    show(outcome, job, args.json, args.verbose, context.out)
-    return outcome.exit_code
+    return carry_out(job, args, context)

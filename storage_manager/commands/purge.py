@@ -11,10 +11,11 @@ from storage_manager.base.errors import EXIT_OK, UsageError
 from storage_manager.base.text import printable
 from storage_manager.base.times import utc_text
 from storage_manager.commands import Context
-from storage_manager.commands.outcome import confirmed, show
+from storage_manager.commands.outcome import carry_out, confirmed
 from storage_manager.jobs import prune
 from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import plan_orphan_purge, plan_purge
+from storage_manager.jobs.progress import Progress, telling
 from storage_manager.loop.history_file import writable_history_file
 from storage_manager.store.snapshot import Snapshot
 
@@ -51,19 +52,25 @@ def run(args: argparse.Namespace, context: Context) -> int:
         lock_timeout_secs=args.lock_timeout,
         lock_stale_secs=args.lock_stale_seconds,
         max_delete=args.max_delete,
+        explain=args.verbose,
         history=None if args.dry_run else writable_history_file(context.settings, context.log),
     )
     needs_answer = args.age_days < NO_AGE_DAYS and not (args.yes or args.dry_run)
-    if needs_answer and not confirmed(_warning(job, prune.preview(job, context.clock, context.log)), context.clock):
+    if needs_answer and not _is_meant(job, context):
         context.log.info("storage_manager.purge.cancelled", "cancelled; nothing was deleted", group=args.group)
         if args.json:
             context.out.json({"command": NAME, "cancelled": True, "exit_code": EXIT_OK})
         else:
             context.out.line("cancelled; nothing was deleted")
         return EXIT_OK
-    outcome = (prune.dry_run if args.dry_run else prune.run)(job, context.clock, context.log)
-    show(outcome, job, args.json, False, context.out)
-    return outcome.exit_code
+    return carry_out(job, args, context)
+
+
+def _is_meant(job: prune.Job, context: Context) -> bool:
+    """Raises like preview() and confirmed()."""
+    with telling(Progress()):
+        plan = prune.preview(job, context.clock, context.log)
+        return confirmed(_warning(job, plan), context.clock)
 
 
 def _warning(job: prune.Job, plan: Plan) -> str:

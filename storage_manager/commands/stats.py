@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     snapshot, findings = take_snapshot(settings.storage_dir, context.clock, context.log)
     report_unknown_group(snapshot, args.group, settings.storage_dir, context.log)
     scope, now = snapshot.scoped(args.group), context.clock.now()
-    facts = _facts(scope, settings, args.group, now)
+    facts = _facts(scope, settings, args.group, context.clock)
     facts["suggested_dirs"] = findings.suggested_dirs
     facts["lock"] = _lock(settings, context.clock)
     if args.json:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     return EXIT_OK
 
 
-def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], now: datetime) -> dict[str, Any]:
+def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], clock: Clock) -> dict[str, Any]:
     limit_bytes = settings.max_storage_bytes
     groups: dict[Optional[str], list[int]] = {}
     declared = 0
@@ -65,7 +65,7 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], now: da
         declared += session.declared_bytes or 0
     usage = snapshot.usage_bytes
     names = [session.blob_name for session in snapshot.sessions] + [anomaly.name for anomaly in snapshot.anomalies]
-    taken = allocation(settings.storage_dir, names)
+    taken = allocation(settings.storage_dir, names, clock)
     session_bytes = snapshot.session_bytes
     return {
         "storage_dir": settings.storage_dir,
@@ -91,7 +91,7 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], now: da
         "anomalies": {
             kind: {"count": count, "size_bytes": size} for kind, (count, size) in snapshot.anomaly_totals().items()
         },
-        "growth": _growth_facts(growth(snapshot, now), usage, limit_bytes if group is None else None),
+        "growth": _growth_facts(growth(snapshot, clock.now()), usage, limit_bytes if group is None else None),
         "next": [
             {
                 "guid": session.guid,

@@ -18,8 +18,9 @@ from storage_manager.store.survey import Totals
 class Progress:
     """What a run has seen and done so far: it must be known whatever ends the run."""
 
-    def __init__(self, before: Optional[Progress] = None) -> None:
-        """`before` is that of the cycle before, of the same loop."""
+    def __init__(self, before: Optional[Progress] = None, nothing: str = "nothing was deleted") -> None:
+        """`before` is that of the cycle before, of the same loop; `nothing` is said as long as nothing was done."""
+        self._nothing = nothing
         self.findings: Optional[Totals] = None
         self.uncommitted: set[str] = set()
         """Sessions whose blob is gone, and whose entry is still there."""
@@ -43,6 +44,9 @@ class Progress:
         self._deferrals_before = before.deferrals if before is not None else 0
         self.removed_count = 0
         """Files of unfinished metadata."""
+        self.adopted_count = 0
+        self.adopting_count = 0
+        """Orphans whose entries are being written: some of them may be there."""
         self.noun = "session"
         self.sentence: Optional[str] = None
         """What came of it all, once that is known."""
@@ -61,15 +65,26 @@ class Progress:
 
     @property
     def nothing_done(self) -> bool:
-        return not (self.deleted_count or self.uncommitted or self.swept_count or self.removed_count)
+        return not (
+            self.deleted_count
+            or self.uncommitted
+            or self.swept_count
+            or self.removed_count
+            or self.adopted_count
+            or self.adopting_count
+        )
 
     def done(self) -> str:
         """What was done, for the person who reads why the run has ended."""
         if self.sentence is not None:
             return self.sentence
         if self.nothing_done:
-            return "nothing was deleted"
+            return self._nothing
         parts = []
+        if self.adopted_count:
+            parts.append(f"{_were(self.adopted_count, 'orphan')} adopted")
+        if self.adopting_count:
+            parts.append(f"up to {_were(self.adopting_count, 'orphan')} adopted")
         if self.deleted_count or self.uncommitted:
             parts.append(f"{_were(self.deleted_count, self.noun)} deleted{self._entries_left()}")
         if self.swept_count:
@@ -123,6 +138,20 @@ def reporting(kind: str, storage_dir: str, progress: Progress, log: EventLog) ->
         if not progress.nothing_done:
             facts = _facts(storage_dir, progress, EXIT_FAILED)
             log.error(f"storage_manager.{kind}.failed", progress.done(), **facts)
+        raise
+
+
+@contextmanager
+def telling(progress: Progress) -> Iterator[None]:
+    """Say what had been done where a signal or an error ends what is around a run: a look, the question, the result."""
+    try:
+        yield
+    except StorageManagerError as error:
+        if not (progress.nothing_done or error.reported):
+            error.add(progress.done())
+        raise
+    except Interrupted as interrupted:
+        interrupted.add(progress.done())
         raise
 
 

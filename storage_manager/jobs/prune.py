@@ -116,7 +116,7 @@ def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = No
     Interrupted, after committing what was done and releasing the lock. `progress` tells what was done even then.
     """
     progress = progress or Progress()
-    with reporting(job.kind, job.storage_dir, progress, log):
+    with reporting(job.kind, job.storage_dir, progress, log), clock.doing("preparing"):
         with (
             locked_store(
                 job.storage_dir, job.command, job.lock_timeout_secs, job.lock_stale_secs, clock, log
@@ -163,7 +163,8 @@ class _Run:
                 storage_dir=job.storage_dir,
                 group=job.group,
             )
-            self._delete_all(plan)
+            with clock.doing(f"deleting {plan.noun}s", len(plan.victims)):
+                self._delete_all(plan)
         # That all victims were saved again is no chance: inode numbers or times are not to be relied on here.
         is_unfit = len(plan.victims) == len(progress.changed) > 0
         exit_code = EXIT_OK if plan.target_met and not progress.failed and not is_unfit else EXIT_FAILED
@@ -229,7 +230,7 @@ class _Run:
             for session, (_, reason) in zip(self._journal.announced(plan.victims), plan.chosen()):
                 if clock.stopping:
                     break
-                clock.progress()
+                clock.progress(1)
                 if self._guard is not None and not self._guard.is_orphan(session):
                     continue
                 self._delete(session, plan, reason)

@@ -37,6 +37,10 @@ _MOST_FORMATS = 16
 _FILE_MODE = 0o666
 
 
+# What a repair or an adoption says that was ended before it had done anything.
+NOTHING_CHANGED = "nothing was changed"
+
+
 class Terms(NamedTuple):
     """Which store to lock, for which command, and how patiently."""
 
@@ -58,19 +62,29 @@ class Adoption(NamedTuple):
         return sum(orphan.size_bytes for orphan in self.adopted)
 
 
-def adopt(terms: Terms, group: str, clock: Clock, log: EventLog, history: Optional[HistoryFile] = None) -> Adoption:
+def adopt(
+    terms: Terms,
+    group: str,
+    clock: Clock,
+    log: EventLog,
+    history: Optional[HistoryFile] = None,
+    progress: Optional[Progress] = None,
+) -> Adoption:
     """Give every orphan an entry: guid and format from its name, size and time from the file, and `group`.
 
     Left are orphans whose name no entry could have, and those whose guid has an entry or several blobs. Raises a
-    StorageManagerError after the event that says so, and Interrupted.
+    StorageManagerError after the event that says so, and Interrupted. `progress` tells what was done even then.
     """
-    with reporting("adopt", terms.storage_dir, Progress(), log):
+    progress = progress or Progress(nothing=NOTHING_CHANGED)
+    with reporting("adopt", terms.storage_dir, progress, log), clock.doing("giving orphans entries"):
         with locked_store(*terms, clock, log) as locked:
             with Journal(history, terms.command, ADOPTED, clock, log, "orphans given entries") as journal:
-                return _adopt(terms, group, locked, log, journal)
+                return _adopt(terms, group, locked, log, progress, journal)
 
 
-def _adopt(terms: Terms, group: str, locked: LockedStore, log: EventLog, journal: Journal) -> Adoption:
+def _adopt(
+    terms: Terms, group: str, locked: LockedStore, log: EventLog, progress: Progress, journal: Journal
+) -> Adoption:
     snapshot, reading = locked.look()
     report_findings(snapshot, terms.storage_dir, log)  # what is unreadable by now is not adopted
     with reading or nullcontext():
@@ -84,12 +98,14 @@ def _adopt(terms: Terms, group: str, locked: LockedStore, log: EventLog, journal
         if reading is None:
             locked.create_metadata(chosen[-1].blob_name, _FILE_MODE)
         journal.announce(chosen)
+        progress.adopting_count = len(chosen)
         locked.add_entries(entries_text(chosen, group))
         # A client at work may have undone it, or deleted one of them meanwhile.
         snapshot, reading = locked.settled()
         with reading or nullcontext():
             guids = {session.guid for session in snapshot.sessions}
             adopted = [orphan for orphan in chosen if orphan.guid in guids]
+        progress.adopting_count, progress.adopted_count = 0, len(adopted)
     adoption = Adoption(adopted, len(chosen) - len(adopted) + len(left))
     for orphan in adopted:
         journal.done(orphan)
@@ -125,13 +141,19 @@ class Repair(NamedTuple):
     """Those that may tell of a blob without an entry."""
 
 
-def repair(terms: Terms, clock: Clock, log: EventLog, history: Optional[HistoryFile] = None) -> Repair:
+def repair(
+    terms: Terms,
+    clock: Clock,
+    log: EventLog,
+    history: Optional[HistoryFile] = None,
+    progress: Optional[Progress] = None,
+) -> Repair:
     """Remove dangling entries, and what runs and clients that died have left beside metadata.json.
 
     Unfinished metadata stays while it may tell of a blob that has no entry: nothing else does. Raises like adopt().
     """
-    progress = Progress()
-    with reporting("repair", terms.storage_dir, progress, log):
+    progress = progress or Progress(nothing=NOTHING_CHANGED)
+    with reporting("repair", terms.storage_dir, progress, log), clock.doing("repairing"):
         with locked_store(*terms, clock, log) as locked:
             with Journal(history, terms.command, REPAIRED, clock, log, "repair") as journal:
                 return _repair(terms, locked, clock, log, progress, journal)

@@ -40,8 +40,10 @@ class Inventory:
     disk already, so a save that is under way never looks like a dangling entry.
     """
 
-    def __init__(self, store: Store, progress: Callable[[], None] = lambda: None) -> None:
-        """List the directory. `progress` is called for every PROGRESS_FILES files looked at. Raises StoreError."""
+    def __init__(self, store: Store, progress: Callable[[int], None] = lambda steps: None) -> None:
+        """List the directory. `progress` is called for every PROGRESS_FILES files looked at, with the number of those
+        listed since. Raises StoreError.
+        """
         self._store = store
         self._progress = progress
         self._sizes: dict[str, int] = {}
@@ -56,7 +58,7 @@ class Inventory:
         with failing_as("list", store.path), os.scandir(store.dir_fd) as listing:
             for number, item in enumerate(listing):
                 if number % PROGRESS_FILES == 0:
-                    progress()
+                    progress(min(number, PROGRESS_FILES))
                 try:
                     status = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
@@ -93,7 +95,7 @@ class Inventory:
         guids = set()
         for number, (name, size_bytes) in enumerate(self._sizes.items()):  # what no session has taken
             if number % PROGRESS_FILES == 0:
-                self._progress()
+                self._progress(0)
             if is_blob_name(name) is None:
                 continue
             guid = name[:GUID_LENGTH]
@@ -128,7 +130,7 @@ class Inventory:
         found = []
         for number, (_, what) in enumerate(self._others.values()):
             if number % PROGRESS_FILES == 0:
-                self._progress()
+                self._progress(0)
             if isinstance(what, str) or what.blob_name in self._odd:
                 continue
             try:

@@ -111,6 +111,13 @@ def acquire_lock(
     store: Store, log: EventLog, clock: Clock, command: str, timeout_secs: float, stale_secs: float
 ) -> PruneLock:
     """Take the lock, waiting for it up to `timeout_secs`. Raises LockBusy, LockUnavailable, StoreError, Interrupted."""
+    with clock.doing(f"waiting for another prune, up to {timeout_secs:,.0f} s"):
+        return _acquire_lock(store, log, clock, command, timeout_secs, stale_secs)
+
+
+def _acquire_lock(
+    store: Store, log: EventLog, clock: Clock, command: str, timeout_secs: float, stale_secs: float
+) -> PruneLock:
     now = clock.monotonic()
     deadline = now + timeout_secs
     silent_until = now + SILENCE_SECS
@@ -137,6 +144,7 @@ def acquire_lock(
                         **busy.fields,
                     )
                 raise
+            clock.progress()
             clock.sleep(min(RETRY_SECS, left))
 
 

@@ -106,7 +106,8 @@ class LockedStore:
     ) -> None:
         removal = Removal(self.store, self._clock, deleted, swept)
         try:
-            self._known = self._committer.commit(removal, self._known, patience_secs) or self._known
+            with self._clock.doing("removing entries from metadata.json"):
+                self._known = self._committer.commit(removal, self._known, patience_secs) or self._known
         except StorageManagerError as error:
             if error.committed:
                 tell(removal.gone)
@@ -171,7 +172,8 @@ def locked_store(
             with acquire_lock(store, log, clock, command, lock_timeout_secs, lock_stale_secs) as lock:
                 committer = Committer(store, clock, log)
                 try:
-                    recover(committer)
+                    with clock.doing("recovering what an earlier run left"):
+                        recover(committer)
                     clock.check()
                     yield LockedStore(store, lock, committer, clock, log)
                 except (MetadataCorrupt, CommitContended):

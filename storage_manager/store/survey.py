@@ -53,15 +53,25 @@ def survey(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optiona
 
 
 def _look(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optional[Reading]]:
+    with clock.doing("looking at the store"):
+        return _look_once(store, clock, log)
+
+
+def _look_once(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optional[Reading]]:
+    def list_files() -> Inventory:
+        with clock.doing("listing the files"):
+            return Inventory(store, clock.progress)
+
     def take_inventory(data: bytes) -> Inventory:
-        inventory = Inventory(store, clock.progress)  # after the bytes were read, and anew at each attempt
-        visit_members(data, inventory.visitor())
+        inventory = list_files()  # after the bytes were read, and anew at each attempt
+        with clock.doing("reading metadata.json", len(data), quantity.size):
+            visit_members(data, inventory.visitor(), clock.progress)
         return inventory
 
     found = read_stable(store, _ReaderPatience(clock, store, log), take_inventory)
     if found is None:
         now = clock.now()
-        return Inventory(store, clock.progress).snapshot(now).seen_at(now), None
+        return list_files().snapshot(now).seen_at(now), None
     reading, inventory = found
     try:
         now = clock.now()
@@ -168,11 +178,12 @@ class Allocation(NamedTuple):
     """Blobs with another hard link: deleting them frees nothing."""
 
 
-def allocation(storage_dir: str, names: Collection[str]) -> Allocation:
+def allocation(storage_dir: str, names: Collection[str], clock: Clock) -> Allocation:
     """Of the blobs of these names, as far as they can be examined. Raises StoreMissing, StoreError."""
     blocks = linked_count = 0
-    with open_store(storage_dir) as store:
+    with open_store(storage_dir) as store, clock.doing("examining the blobs", len(names)):
         for name in filter(is_blob_name, names):  # an anomaly's name may be a key, which may lead anywhere
+            clock.progress(1)
             with suppress(OSError):  # gone by now, or reported as unreadable
                 status = store.stat(name)
                 if S_ISREG(status.st_mode):

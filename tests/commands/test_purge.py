@@ -287,10 +287,18 @@ def test_a_dry_run_chooses_whom_the_real_run_deletes_and_touches_nothing(storage
 def test_a_dry_run_in_text_names_each_victim_and_why(storage: Path) -> None:
     old = save(storage, 40 * DAY_SECS)
     save(storage, 20 * DAY_SECS)
-    lines = purge(storage, "--dry-run").stdout.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith(f"delete  {old}  ") and lines[0].endswith("30 days or older")
-    assert lines[1] == "would delete 1 session, 100 B; 100 B would remain"
+    sentence, *_, line = purge(storage, "--dry-run").stdout.splitlines()
+    assert sentence == "would delete 1 session, 100 B; 100 B would remain"
+    assert line.startswith(f"delete  {old}  ") and line.endswith("30 days or older")
+
+
+def test_verbose_names_those_that_stay_too(storage: Path) -> None:
+    old, young = save(storage, 40 * DAY_SECS), save(storage, 20 * DAY_SECS)
+    planned = purge(storage, "--dry-run", "--verbose").stdout.splitlines()
+    *done, sentence = purge(storage, "--verbose").stdout.splitlines()
+    assert planned[-2:] == done and sentence == "deleted 1 session, 100 B; 100 B remain"
+    assert [line.split()[:2] for line in done] == [["delete", old], ["keep", young]]
+    assert done[1].endswith("younger than 30 days")
 
 
 def test_json_tells_the_outcome(storage: Path) -> None:

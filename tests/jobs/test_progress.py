@@ -112,6 +112,9 @@ def entries_of(count: int) -> set[str]:
         ({"swept_count": 2}, "2 dangling entries were removed"),
         ({"deleted_count": 1, "swept_count": 1}, "1 session was deleted; 1 dangling entry was removed"),
         ({"removed_count": 1}, "1 file of unfinished metadata was removed"),
+        ({"adopted_count": 2}, "2 orphans were adopted"),
+        ({"adopting_count": 2}, "up to 2 orphans were adopted"),
+        ({"adopted_count": 1, "swept_count": 1}, "1 orphan was adopted; 1 dangling entry was removed"),
         ({"deleted_count": 1, "sentence": "deleted 1 session; 0 B remain"}, "deleted 1 session; 0 B remain"),
     ],
 )  # fmt: skip

@@ -145,7 +145,7 @@ def slow_deletions(monkeypatch: pytest.MonkeyPatch, clock: Timed, secs: float) -
     """Each look at progress takes some time."""
     real = Clock.progress
 
-    def progress(self: Clock) -> None:
+    def progress(self: Clock, steps: int = 0) -> None:
         clock.secs += secs
         real(self)
 

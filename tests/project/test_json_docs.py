@@ -119,6 +119,7 @@ WORDS = [
     "check", "check --verbose", "check --adopt-orphans back --dry-run --verbose", "check --adopt-orphans back",
     "check --repair --yes", "check --repair --yes --adopt-orphans back",
     "purge --dry-run", "purge --age-days 2", "purge --age-days 0 --yes", "purge --orphans --dry-run",
+    "purge --age-days 1 --dry-run --verbose", "purge --orphans --verbose",
     "purge --orphans", "purge --group research --age-days 1",
     "prune-size --max-mb 1P", "prune-size --max-mb 1900B --dry-run", "prune-size --max-mb 1900B",
     "prune-size --max-mb 1900B --target-mb 900B --verbose", "prune-size --max-mb 1B --keep-last 2 --min-age-mins 90",

@@ -1,0 +1,110 @@
+"""The dry run of a prune or a purge as text: the sum, the groups, how far back sessions go, the first that would go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import islice
+from os import terminal_size
+from typing import Optional
+
+from storage_manager.base import quantity
+from storage_manager.base.text import printable
+from storage_manager.base.times import utc_text
+from storage_manager.commands import tables
+from storage_manager.jobs.plan import Plan
+from storage_manager.store.snapshot import Session
+
+# A list that is longer scrolls away what stands in front of it: the sentence, and behind it a prompt and a line more.
+_LINES = 20
+_LEAST_LINES = 5
+_OTHER_LINES = 3
+_GROUPS = 8
+
+
+def preview(
+    plan: Plan, lines: Iterator[str], now: datetime, verbose: bool, screen: Optional[terminal_size]
+) -> Iterator[str]:
+    """What stands behind the sentence. `lines` are those of the list; without `verbose`, only the first are shown.
+
+    On a terminal, all of it fits into the screen, unless that is very small, or `verbose` asks for all.
+    """
+    head = list(_head(plan, now, verbose, screen))
+    yield from head
+    if verbose:
+        yield from lines
+        return
+    count = len(plan.swept) + len(plan.victims)
+    most = _LINES if screen is None else max(_LEAST_LINES, min(_LINES, screen.lines - len(head) - _OTHER_LINES))
+    for line in islice(lines, most):
+        yield line if screen is None else printable(line, screen.columns)
+    if count > most:
+        yield f"... and {count - most:,} more (--verbose shows all)"
+
+
+def _head(plan: Plan, now: datetime, verbose: bool, screen: Optional[terminal_size]) -> Iterator[str]:
+    if plan.victims:
+        header = ("GROUP", f"{plan.noun.upper()}S>", "SIZE>", "FROM (UTC)", "TO (UTC)")
+        yield ""
+        yield from tables.table(header, _rows(plan, verbose), screen and screen.columns)
+        if not plan.are_orphans:
+            yield ""
+            yield _retention(plan, now)
+    if plan.victims or plan.swept or verbose:
+        yield ""
+
+
+class _Sum:
+    def __init__(self, first: Session) -> None:
+        self.count = self.size_bytes = 0
+        self.oldest = self.newest = first.created_at
+
+    def add(self, session: Session) -> None:
+        self.count += 1
+        self.size_bytes += session.size_bytes
+        self.oldest = min(self.oldest, session.created_at)
+        self.newest = max(self.newest, session.created_at)
+
+
+def _rows(plan: Plan, verbose: bool) -> Iterator[tuple[str, ...]]:
+    """The groups that lose most, and the others in one row unless all are asked for."""
+    sums: dict[Optional[str], _Sum] = {}
+    for session in plan.victims:
+        found = sums.get(session.group)
+        if found is None:
+            found = sums[session.group] = _Sum(session)
+        found.add(session)
+    groups = sorted(sums.items(), key=lambda item: (-item[1].size_bytes, item[0] or ""))
+    shown = groups if verbose or len(groups) <= _GROUPS + 1 else groups[:_GROUPS]
+    for group, part in shown:
+        yield _row("-" if group is None else group, part.count, part.size_bytes, part.oldest, part.newest)
+    rest = [part for _, part in groups[len(shown) :]]
+    if rest:
+        yield _row(
+            f"({len(rest):,} more)",
+            sum(part.count for part in rest),
+            sum(part.size_bytes for part in rest),
+            min(part.oldest for part in rest),
+            max(part.newest for part in rest),
+        )
+
+
+def _row(name: str, count: int, size_bytes: int, oldest: datetime, newest: datetime) -> tuple[str, ...]:
+    return name, f"{count:,}", quantity.size(size_bytes), _minute(oldest), _minute(newest)
+
+
+def _minute(moment: datetime) -> str:
+    return utc_text(moment)[:16].replace("T", " ")
+
+
+def _retention(plan: Plan, now: datetime) -> str:
+    """How far back the sessions go, before and after."""
+    left = min((keep.sessions[0] for keep in plan.kept if keep.sessions), default=None)
+    oldest = min(plan.victims[0], left or plan.victims[0])
+    if left is None:
+        return f"The oldest session is {_age(oldest, now)}; no session would remain."
+    return f"The oldest session is {_age(oldest, now)}; the oldest that would remain is {_age(left, now)}."
+
+
+def _age(session: Session, now: datetime) -> str:
+    return "dated in the future" if session.created_at > now else f"{quantity.age(session.created_at, now)} old"
