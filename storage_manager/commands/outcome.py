@@ -29,15 +29,15 @@ def confirmed(warning: str, clock: Clock) -> bool:
     """Whether the user says yes. Raises StorageManagerError when there is nobody to answer, and Interrupted."""
     answer = ""
     try:  # a terminal may be closed while it is asked
-        _say(f"{warning}\nAre you sure? (yes/no) ")
-        if sys.stdin is not None:
-            try:
+        try:
+            _say(f"{warning}\nAre you sure? (yes/no) ")
+            if sys.stdin is not None:
                 clock.wait_for_input(sys.stdin.fileno())
-            except Interrupted:
-                with suppress(OSError):  # it may be the terminal that has gone
-                    _say("\n")  # what was done is told on a line of its own
-                raise
-            answer = sys.stdin.readline()
+                answer = sys.stdin.readline()
+        except Interrupted:
+            with suppress(OSError):  # it may be the terminal that has gone
+                _say("\n")  # what was done is told on a line of its own
+            raise
         if not (answer and sys.stdin.isatty()):
             _say("\n")  # nobody has pressed return
     except (OSError, ValueError):
