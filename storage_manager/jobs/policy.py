@@ -163,6 +163,18 @@ def plan_orphan_purge(snapshot: Snapshot, age_days: float, now: datetime) -> Pla
     return plan._replace(are_orphans=True, causes=_unknown(snapshot))
 
 
+def first_of(plan: Plan, most: int) -> Plan:
+    """The same plan for its oldest `most` victims alone."""
+    later = plan.victims[most:]
+    if not later:
+        return plan
+    return plan._replace(
+        victims=plan.victims[:most],
+        kept=[Keep("too_many", f"more than {most:,}", later), *plan.kept],
+        planned_bytes=plan.planned_bytes + sum(session.size_bytes for session in later),
+    )
+
+
 def _plan_by_age(sessions: Sequence[Session], usage_bytes: int, age_days: float, reason: str, now: datetime) -> Plan:
     victims = _aged(sessions, age_days, now)
     rest = sessions[len(victims) :]

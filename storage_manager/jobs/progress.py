@@ -43,6 +43,13 @@ class Progress:
         self._deferrals_before = before.deferrals if before is not None else 0
         self.removed_count = 0
         """Files of unfinished metadata."""
+        self.adopted_count = 0
+        self.purged_count = 0
+        """Orphans that a cycle has purged before its prune; `deleted_count` has sessions alone."""
+        self.purged_bytes = 0
+        self.adoptions_undone = 0
+        """Cycles in a row whose adoption a client has undone."""
+        self._adoptions_undone_before = before.adoptions_undone if before is not None else 0
         self.noun = "session"
         self.sentence: Optional[str] = None
         """What came of it all, once that is known."""
@@ -50,6 +57,9 @@ class Progress:
     def defer(self, guids: Iterable[str]) -> None:
         self.deferred.update(guids)
         self.deferrals = self._deferrals_before + 1
+
+    def undo_adoption(self) -> None:
+        self.adoptions_undone = self._adoptions_undone_before + 1
 
     def sweep(self, guid: str) -> bool:
         """Count an entry. Whether it is news, or one that the client has brought back."""
@@ -61,7 +71,8 @@ class Progress:
 
     @property
     def nothing_done(self) -> bool:
-        return not (self.deleted_count or self.uncommitted or self.swept_count or self.removed_count)
+        changes_made = self.deleted_count, self.swept_count, self.removed_count, self.adopted_count, self.purged_count
+        return not (self.uncommitted or any(changes_made))
 
     def done(self) -> str:
         """What was done, for the person who reads why the run has ended."""
@@ -70,6 +81,10 @@ class Progress:
         if self.nothing_done:
             return "nothing was deleted"
         parts = []
+        if self.adopted_count:
+            parts.append(f"{_were(self.adopted_count, 'orphan')} adopted")
+        if self.purged_count:
+            parts.append(f"{_were(self.purged_count, 'orphan')} purged")
         if self.deleted_count or self.uncommitted:
             parts.append(f"{_were(self.deleted_count, self.noun)} deleted{self._entries_left()}")
         if self.swept_count:

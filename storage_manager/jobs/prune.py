@@ -90,7 +90,7 @@ def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] 
     """Plan as `run()` would, without the lock and without touching anything."""
     started = clock.monotonic()
     progress = progress or Progress()
-    snapshot, progress.findings = take_snapshot(job.storage_dir, clock, log)
+    snapshot, progress.findings = take_snapshot(job.storage_dir, clock, log, progress.findings)
     _require_blobs(job, snapshot)
     plan = job.planner(snapshot, clock.now())
     facts = _report_check(job, snapshot, plan, log)
@@ -193,7 +193,8 @@ class _Run:
         job, clock = self._job, self._clock
         snapshot, reading = self._locked.look()
         with reading or nullcontext():
-            self._progress.findings = report_findings(snapshot, job.storage_dir, self._log)
+            told = self._progress.findings
+            self._progress.findings = report_findings(snapshot, job.storage_dir, self._log, told)
             _require_blobs(job, snapshot)
             plan = job.planner(snapshot, clock.now())
             waiting = self._progress.deferred_before.difference(session.guid for session in plan.swept)
@@ -346,7 +347,8 @@ def _require_brake(job: Job, snapshot: Snapshot, plan: Plan) -> None:
     victim_count = len(plan.victims)
     if job.max_delete is None or not held_back(plan, job.max_delete, session_count):
         return
-    gone = f"{quantity.counted(victim_count, plan.noun)} of {session_count:,}, {quantity.size(plan.freed_bytes)}"
+    beside = f" beside {quantity.counted(session_count, 'session')}" if plan.are_orphans else f" of {session_count:,}"
+    gone = f"{quantity.counted(victim_count, plan.noun)}{beside}, {quantity.size(plan.freed_bytes)}"
     raise Held(
         f"{gone}, would have to go ({plan.why}), more than {job.max_delete}. {job.let_through}",
         None,
@@ -404,7 +406,8 @@ def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> di
     if not scope.sessions and not totals:
         log.info("storage_manager.prune.empty_storage", f"no sessions in {job.storage_dir}", **facts)
     if not plan.victims and plan.target_met:
-        log.info("storage_manager.prune.noop", "within the limit, nothing to do", **facts)
+        within = "within the limit, " if plan.current_bytes <= job.limit_bytes else ""
+        log.info("storage_manager.prune.noop", f"{within}nothing to do", **facts)
     return facts
 
 
