@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,14 @@ from test_interleavings import (
     prune,
 )
 
+from storage_manager import config
 from storage_manager.base.errors import StorageManagerError
 from storage_manager.config import read_settings
 from storage_manager.jobs import orphans, policy, repair
 from storage_manager.jobs import prune as prune_job
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop import housekeeper
-from storage_manager.store import commit
+from storage_manager.store import commit, inventory
 from storage_manager.store.draft import Draft
 
 directory, quiet = test_interleavings.directory, test_interleavings.quiet
@@ -312,3 +315,13 @@ def test_what_would_replace_what_a_client_creates_is_found(directory: Path, monk
     with pytest.raises(Lost, match="without its entry"):
         for seed in range(2000):
             creation(directory, seed).run()
+
+
+def test_a_cycle_that_purges_what_is_in_flight_is_found(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "IN_FLIGHT_AGE", timedelta(0))
+    monkeypatch.setattr(config, "SHORTEST_MAX_AGE_DAYS", 0.0)
+    every = lambda world: cycle(world, "purge:0")  # noqa: E731
+    monkeypatch.setattr(sys.modules[__name__], "PRUNING", {every})
+    with pytest.raises(Lost, match="gone without a plan"):
+        for seed in range(2000):
+            at_random(directory, seed, (every,)).run()
