@@ -20,7 +20,7 @@ from storage_manager.base.quantity import (
     parse_size_bytes,
     size,
 )
-from storage_manager.base.text import printable
+from storage_manager.base.text import is_name, printable
 from storage_manager.seq.server import Secret, SeqServer, seq_server
 
 PREFIX_VARIABLE = "STORAGE_MANAGER_ENV_PREFIX"
@@ -41,7 +41,7 @@ LONGEST_LOCK_STALE_SECS = 366 * 24 * 3600.0
 NAMES = (
     "STORAGE", "STORAGE_DIR", "DATA_DIR", "ENV", "MAX_STORAGE_MB", "TARGET_STORAGE_MB", "MIN_AGE_MINS", "KEEP_LAST",
     "MAX_AGE_DAYS", "MAX_SESSIONS", "MAX_DELETE", "HOUSEKEEPING_INTERVAL_MINS", "HOUSEKEEPER_LOCK_STALE_SECONDS",
-    "HOUSEKEEPER_HEARTBEAT_FILE", "LOG_LEVEL", "LOG_JSON", "LOG_FILE", "METRICS_FILE", "HISTORY_FILE",
+    "ORPHANS", "HOUSEKEEPER_HEARTBEAT_FILE", "LOG_LEVEL", "LOG_JSON", "LOG_FILE", "METRICS_FILE", "HISTORY_FILE",
     "SEQ_URL", "SEQ_API_KEY",
 )  # fmt: skip
 _LIMIT = "MAX_STORAGE_MB"
@@ -64,6 +64,8 @@ _DEFAULT_HEARTBEAT = re.compile(r"(storage_manager-\d+-)[0-9a-f]{8}\.heartbeat",
 
 # What stands for a limit that is not set.
 NONE = "none"
+# What is done with orphans unless something else is asked for.
+KEEP = "keep"
 # Where a limit comes from.
 SET, DEFAULT, OFF, INVALID = "set", "default", "off", "invalid"
 Value = TypeVar("Value")
@@ -94,6 +96,20 @@ class Row(NamedTuple):
     """What named it: `default`, `environment` or an option."""
     problem: str = ""
     """Why that is not what was asked for."""
+
+
+class Orphans(NamedTuple):
+    """What each cycle does with orphans, which are no longer in flight. With neither, it keeps them."""
+
+    group: Optional[str] = None
+    """They are given entries in it."""
+    age_days: Optional[float] = None
+    """Those that were last modified so long ago are purged."""
+
+    def __str__(self) -> str:
+        if self.group is not None:
+            return f"adopt:{self.group}"
+        return KEEP if self.age_days is None else f"purge:{self.age_days:g}"
 
 
 class Settings(NamedTuple):
@@ -141,6 +157,7 @@ class Settings(NamedTuple):
     max_sessions: Optional[int] = None
     max_delete: Optional[Share] = None
     """A cycle that would delete more deletes nothing."""
+    orphans: Orphans = Orphans()
 
     @property
     def limit_variable(self) -> str:
@@ -187,6 +204,7 @@ def _read(environ: Mapping[str, str], storage_dir: Optional[str], data_root: Opt
         min_age_mins=reader.rule("MIN_AGE_MINS", parse_number) or 0.0,
         keep_last=reader.rule("KEEP_LAST", parse_count) or 0,
         max_delete=reader.rule("MAX_DELETE", parse_share),
+        orphans=reader.rule("ORPHANS", _orphans, KEEP) or Orphans(),
         interval_secs=60.0 * reader.value("HOUSEKEEPING_INTERVAL_MINS", DEFAULT_INTERVAL_MINS, _interval_mins),
         lock_stale_secs=reader.value(
             "HOUSEKEEPER_LOCK_STALE_SECONDS",
@@ -312,9 +330,9 @@ class _Reader:
         self._explain(name, shown if text is None else printable(text, 200), text is not None)
         return value
 
-    def rule(self, name: str, parse: Callable[[str], Value]) -> Optional[Value]:
-        """What says which sessions go, and has no default: None when it is unset or `off`, and when it cannot be used,
-        which holds every deletion.
+    def rule(self, name: str, parse: Callable[[str], Value], shown: str = NONE) -> Optional[Value]:
+        """What says what goes, and has no default: None when it is unset or `off`, which is shown as `shown`, and when
+        it cannot be used, which holds every deletion.
         """
         text = _bare(self._given(name))
         value = None
@@ -323,7 +341,7 @@ class _Reader:
                 value = parse(text)
             except ValueError as error:
                 self._hold(name, self._given(name) or "", NONE, str(error))
-        self._explain(name, NONE if value is None else printable(text, 200), value is not None)
+        self._explain(name, shown if value is None else printable(text, 200), value is not None)
         return value
 
     def limit(self) -> tuple[Optional[int], str]:
@@ -463,6 +481,18 @@ def _meant(name: str) -> Optional[str]:
 
 def _interval_mins(text: str) -> float:
     return parse_positive(text, LONGEST_INTERVAL_MINS)
+
+
+def _orphans(text: str) -> Orphans:
+    verb, _, what = (part.strip() for part in text.partition(":"))
+    verb = verb.lower()
+    if verb == "purge" and what:
+        return Orphans(age_days=parse_number(what, SHORTEST_MAX_AGE_DAYS))
+    if verb == "adopt" and is_name(what):
+        return Orphans(group=what)
+    if text.lower() != KEEP:
+        raise ValueError("it is none of keep, adopt:GROUP (without control characters) and purge:DAYS")
+    return Orphans()
 
 
 def _level(text: str) -> int:

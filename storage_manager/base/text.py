@@ -19,6 +19,11 @@ def printable(value: object, limit: int = 4096) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def is_name(text: str) -> bool:
+    """Whether it says something, and has nothing in it that cannot be shown."""
+    return bool(text.strip()) and printable(text, len(text)) == text
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match.group())
     if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8, as surrogateescape carries it

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, UsageError
-from storage_manager.base.text import printable
+from storage_manager.base.text import is_name, printable
 from storage_manager.base.times import utc_text
 from storage_manager.commands import Context, tables
 from storage_manager.commands.outcome import confirmed
@@ -84,7 +84,7 @@ def _tell(result: _Result, args: argparse.Namespace, context: Context) -> int:
 
 def _group(text: Optional[str]) -> Optional[str]:
     """The group for adopted orphans. Raises UsageError."""
-    if text is not None and (not text.strip() or printable(text, len(text)) != text):
+    if text is not None and not is_name(text):
         raise UsageError("--adopt-orphans needs the name of a group, without control characters")
     return text
 

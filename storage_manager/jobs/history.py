@@ -60,6 +60,9 @@ class Fate(NamedTuple):
     line: Line
 
 
+_Key = tuple[str, str, str]
+
+
 def decode(data: bytes, is_this_store: Callable[[str], bool]) -> list[Line]:
     """The lines about a store. What is torn, or none of ours, is passed over."""
     lines = (_line(text) for text in data.split(b"\n") if text.startswith(b"{"))
@@ -76,9 +79,9 @@ def decode(data: bytes, is_this_store: Callable[[str], bool]) -> list[Line]:
 
 def runs(lines: Iterable[Line]) -> list[Run]:
     """In the order of their first lines."""
-    found: dict[tuple[str, str], Run] = {}
+    found: dict[_Key, Run] = {}
     for line in lines:
-        key = line.run_id, line.what  # a check that adopts and repairs is two
+        key = _key(line)
         run = found.get(key)
         found[key] = Run(line.time, line) if run is None else run._replace(last=line)
     return list(found.values())
@@ -87,9 +90,9 @@ def runs(lines: Iterable[Line]) -> list[Run]:
 def fates(lines: Iterable[Line], guid: str) -> list[Fate]:
     """All that is known of a session, in the order of the lines."""
     guid = guid.lower()
-    found: dict[tuple[str, str, str], Fate] = {}
+    found: dict[tuple[_Key, str], Fate] = {}
     for line in lines:
-        chosen, swept = (line.run_id, line.what, UNCERTAIN), (line.run_id, line.what, SWEPT)
+        chosen, swept = (_key(line), UNCERTAIN), (_key(line), SWEPT)
         fate = found.get(chosen)
         if fate is not None and fate.what == UNCERTAIN and line.stayed is not None:
             found[chosen] = fate._replace(what=STAYED if guid in line.stayed else line.what)
@@ -98,6 +101,11 @@ def fates(lines: Iterable[Line], guid: str) -> list[Fate]:
         if guid in line.swept:
             found[swept] = Fate(SWEPT, line)
     return list(found.values())
+
+
+def _key(line: Line) -> _Key:
+    """A check that adopts and repairs is two runs, and so is a cycle that purges orphans and prunes."""
+    return line.run_id, line.what, line.why
 
 
 def _line(text: bytes) -> Optional[Line]:

@@ -41,7 +41,7 @@ class Keep(NamedTuple):
     """A run of sessions that stay, and why."""
 
     cause: str
-    """A stable key: not_needed, too_young, min_age or keep_last."""
+    """A stable key: not_needed, too_young, too_many, min_age or keep_last."""
     reason: str
     sessions: Sequence[Session]
 

@@ -122,9 +122,9 @@ HANDFUL = 5
 QUIET_DAYS = 1.0
 
 
-def held_back(plan: Plan, most: Optional[Share]) -> bool:
-    """Whether a plan deletes more of what it is about than the brake lets through."""
-    return most is not None and len(plan.victims) > most.of(plan.item_count)
+def held_back(plan: Plan, most: Optional[Share], session_count: int) -> bool:
+    """Whether a plan deletes more than the brake lets through in a store of so many sessions."""
+    return most is not None and len(plan.victims) > most.of(session_count)
 
 
 def clock_is_doubtful(plan: Plan, age_days: float, now: datetime, latest: Optional[datetime]) -> bool:
@@ -161,6 +161,18 @@ def plan_orphan_purge(snapshot: Snapshot, age_days: float, now: datetime) -> Pla
     reason = f"an orphan, {age_days:g} days or older" if age_days > 0 else "every orphan was asked for"
     plan = _plan_by_age(orphans, snapshot.usage_bytes, age_days, reason, now)
     return plan._replace(are_orphans=True, causes=_unknown(snapshot))
+
+
+def first_of(plan: Plan, most: int) -> Plan:
+    """The same plan for its oldest `most` victims alone."""
+    later = plan.victims[most:]
+    if not later:
+        return plan
+    return plan._replace(
+        victims=plan.victims[:most],
+        kept=[Keep("too_many", f"more than {most:,}", later), *plan.kept],
+        planned_bytes=plan.planned_bytes + sum(session.size_bytes for session in later),
+    )
 
 
 def _plan_by_age(sessions: Sequence[Session], usage_bytes: int, age_days: float, reason: str, now: datetime) -> Plan:

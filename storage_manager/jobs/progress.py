@@ -47,6 +47,12 @@ class Progress:
         self.adopted_count = 0
         self.adopting_count = 0
         """Orphans whose entries are being written: some of them may be there."""
+        self.purged_count = 0
+        """Orphans that a cycle has purged before its prune; `deleted_count` has sessions alone."""
+        self.purged_bytes = 0
+        self.adoptions_undone = 0
+        """Cycles in a row whose adoption a client has undone."""
+        self._adoptions_undone_before = before.adoptions_undone if before is not None else 0
         self.noun = "session"
         self.sentence: Optional[str] = None
         """What came of it all, once that is known."""
@@ -54,6 +60,9 @@ class Progress:
     def defer(self, guids: Iterable[str]) -> None:
         self.deferred.update(guids)
         self.deferrals = self._deferrals_before + 1
+
+    def undo_adoption(self) -> None:
+        self.adoptions_undone = self._adoptions_undone_before + 1
 
     def sweep(self, guid: str) -> bool:
         """Count an entry. Whether it is news, or one that the client has brought back."""
@@ -65,14 +74,8 @@ class Progress:
 
     @property
     def nothing_done(self) -> bool:
-        return not (
-            self.deleted_count
-            or self.uncommitted
-            or self.swept_count
-            or self.removed_count
-            or self.adopted_count
-            or self.adopting_count
-        )
+        removed = self.uncommitted or self.deleted_count or self.swept_count or self.removed_count or self.purged_count
+        return not (removed or self.adopted_count or self.adopting_count)
 
     def done(self) -> str:
         """What was done, for the person who reads why the run has ended."""
@@ -85,6 +88,8 @@ class Progress:
             parts.append(f"{_were(self.adopted_count, 'orphan')} adopted")
         if self.adopting_count:
             parts.append(f"up to {_were(self.adopting_count, 'orphan')} adopted")
+        if self.purged_count:
+            parts.append(f"{_were(self.purged_count, 'orphan')} purged")
         if self.deleted_count or self.uncommitted:
             parts.append(f"{_were(self.deleted_count, self.noun)} deleted{self._entries_left()}")
         if self.swept_count:

@@ -90,11 +90,11 @@ def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] 
     """Plan as `run()` would, without the lock and without touching anything."""
     started = clock.monotonic()
     progress = progress or Progress()
-    snapshot, progress.findings = take_snapshot(job.storage_dir, clock, log)
+    snapshot, progress.findings = take_snapshot(job.storage_dir, clock, log, progress.findings)
     _require_blobs(job, snapshot)
     plan = job.planner(snapshot, clock.now())
     facts = _report_check(job, snapshot, plan, log)
-    _require_brake(job, plan)
+    _require_brake(job, snapshot, plan)
     outcome = Outcome(
         plan=plan,
         dry_run=True,
@@ -194,7 +194,8 @@ class _Run:
         job, clock = self._job, self._clock
         snapshot, reading = self._locked.look()
         with reading or nullcontext():
-            self._progress.findings = report_findings(snapshot, job.storage_dir, self._log)
+            told = self._progress.findings
+            self._progress.findings = report_findings(snapshot, job.storage_dir, self._log, told)
             _require_blobs(job, snapshot)
             plan = job.planner(snapshot, clock.now())
             waiting = self._progress.deferred_before.difference(session.guid for session in plan.swept)
@@ -202,7 +203,7 @@ class _Run:
                 left = [session for session in snapshot.dangling if session.guid in waiting]
                 plan = plan._replace(swept=[*plan.swept, *left])
             facts = _report_check(job, snapshot, plan, self._log)
-            _require_brake(job, plan)
+            _require_brake(job, snapshot, plan)
             item_count = plan.item_count
             if plan.victims:
                 self._marks = array("q", sorted(snapshot.marks))
@@ -341,12 +342,13 @@ def _require_blobs(job: Job, snapshot: Snapshot) -> None:
         raise BlobsMissing(job.storage_dir, missing_count, missing_count + len(scope.sessions))
 
 
-def _require_brake(job: Job, plan: Plan) -> None:
+def _require_brake(job: Job, snapshot: Snapshot, plan: Plan) -> None:
     """Raises Held."""
-    if not held_back(plan, job.max_delete):
+    session_count, victim_count = len(snapshot.scoped(job.group).sessions), len(plan.victims)
+    if not held_back(plan, job.max_delete, session_count):
         return
-    victim_count = len(plan.victims)
-    gone = f"{quantity.counted(victim_count, plan.noun)} of {plan.item_count:,}, {quantity.size(plan.freed_bytes)}"
+    beside = f" beside {quantity.counted(session_count, 'session')}" if plan.are_orphans else f" of {session_count:,}"
+    gone = f"{quantity.counted(victim_count, plan.noun)}{beside}, {quantity.size(plan.freed_bytes)}"
     raise Held(
         f"{gone}, would have to go ({plan.why}), more than {job.max_delete}. {job.let_through}",
         None,
@@ -404,7 +406,8 @@ def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> di
     if not scope.sessions and not totals:
         log.info("storage_manager.prune.empty_storage", f"no sessions in {job.storage_dir}", **facts)
     if not plan.victims and plan.target_met:
-        log.info("storage_manager.prune.noop", "within the limit, nothing to do", **facts)
+        within = "within the limit, " if plan.current_bytes <= job.limit_bytes else ""
+        log.info("storage_manager.prune.noop", f"{within}nothing to do", **facts)
     return facts
 
 

@@ -21,8 +21,8 @@ from storage_manager.store.aside import open_previous
 from storage_manager.store.directory import Store
 from storage_manager.store.inventory import IN_FLIGHT_AGE
 from storage_manager.store.locked import LockedStore, locked_store
-from storage_manager.store.snapshot import Session, Snapshot
-from storage_manager.store.survey import report_findings
+from storage_manager.store.snapshot import ORPHAN, Session, Snapshot
+from storage_manager.store.survey import report_findings, take_snapshot
 
 _guids_in = re.compile(rb"(?=([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}))").findall
 _formats_in = re.compile(rb'"format"\s{0,4}:\s{0,4}"([a-z0-9][a-z0-9_+-]{0,31})"').findall
@@ -55,7 +55,11 @@ class Adoption(NamedTuple):
 
     adopted: Sequence[Session]
     left_count: int
-    """Orphans that could not be given one."""
+    """Orphans that have none."""
+    later: Sequence[Session] = ()
+    """Those of them that another run may adopt: they were more than it was to take, or a client has undone it."""
+    undone_count: int = 0
+    """What a client has undone."""
 
     @property
     def adopted_bytes(self) -> int:
@@ -69,28 +73,47 @@ def adopt(
     log: EventLog,
     history: Optional[HistoryFile] = None,
     progress: Optional[Progress] = None,
+    most: Optional[int] = None,
 ) -> Adoption:
-    """Give every orphan an entry: guid and format from its name, size and time from the file, and `group`.
+    """Give every orphan, or the oldest `most`, an entry: guid and format from its name, size and time from the file,
+    and `group`.
 
     Left are orphans whose name no entry could have, and those whose guid has an entry or several blobs. Raises a
-    StorageManagerError after the event that says so, and Interrupted. `progress` tells what was done even then.
+    StorageManagerError after the event that says so, and Interrupted; `progress` tells what was done even then.
     """
     progress = progress or Progress(nothing=NOTHING_CHANGED)
     with reporting("adopt", terms.storage_dir, progress, log), clock.doing("giving orphans entries"):
         with locked_store(*terms, clock, log) as locked:
             with Journal(history, terms.command, ADOPTED, clock, log, "orphans given entries") as journal:
-                return _adopt(terms, group, locked, log, progress, journal)
+                return _adopt(terms, group, most, locked, log, progress, journal)
+
+
+def foresee(terms: Terms, group: str, clock: Clock, log: EventLog, progress: Progress, most: int) -> Adoption:
+    """What adopt() would come to. Takes no lock and changes nothing. Raises like take_snapshot()."""
+    snapshot, progress.findings = take_snapshot(terms.storage_dir, clock, log)
+    candidates, left = adoptable(snapshot.anomalies, (session.guid for session in snapshot.sessions))
+    later = candidates[most:]
+    adoption = Adoption(candidates[:most], len(later) + len(left), later)
+    _report_adoption(adoption, group, terms.storage_dir, log, dry_run=True)
+    return adoption
 
 
 def _adopt(
-    terms: Terms, group: str, locked: LockedStore, log: EventLog, progress: Progress, journal: Journal
+    terms: Terms,
+    group: str,
+    most: Optional[int],
+    locked: LockedStore,
+    log: EventLog,
+    progress: Progress,
+    journal: Journal,
 ) -> Adoption:
     snapshot, reading = locked.look()
-    report_findings(snapshot, terms.storage_dir, log)  # what is unreadable by now is not adopted
+    findings = report_findings(snapshot, terms.storage_dir, log)  # what is unreadable by now is not adopted
     with reading or nullcontext():
         locked.require_all_read()
         keys = reading.keys() if reading is not None else ()
-        chosen, left = adoptable(snapshot.anomalies, keys)
+        candidates, left = adoptable(snapshot.anomalies, keys)
+        chosen = candidates[:most]
         if chosen and reading is not None:
             locked.prepare(reading)
     adopted: Sequence[Session] = ()
@@ -105,8 +128,12 @@ def _adopt(
         with reading or nullcontext():
             guids = {session.guid for session in snapshot.sessions}
             adopted = [orphan for orphan in chosen if orphan.guid in guids]
-        progress.adopting_count, progress.adopted_count = 0, len(adopted)
-    adoption = Adoption(adopted, len(chosen) - len(adopted) + len(left))
+    progress.adopting_count, progress.adopted_count = 0, len(adopted)
+    progress.findings = None if chosen else findings
+    lost = {anomaly.name for anomaly in snapshot.anomalies if anomaly.kind == ORPHAN}
+    later = [orphan for orphan in candidates if orphan.blob_name in lost]
+    undone_count = sum(orphan.blob_name in lost for orphan in chosen)
+    adoption = Adoption(adopted, len(candidates) - len(adopted) + len(left), later, undone_count)
     for orphan in adopted:
         journal.done(orphan)
         log.info(
@@ -117,17 +144,22 @@ def _adopt(
             created_at=utc_text(orphan.created_at),
             group=group,
         )
+    _report_adoption(adoption, group, terms.storage_dir, log)
+    return adoption
+
+
+def _report_adoption(adoption: Adoption, group: str, storage_dir: str, log: EventLog, dry_run: bool = False) -> None:
+    adopted = f"{quantity.counted(len(adoption.adopted), 'orphan')}, {quantity.size(adoption.adopted_bytes)}"
     log.info(
         "storage_manager.adopt.summary",
-        f"{quantity.counted(len(adopted), 'orphan')}, {quantity.size(adoption.adopted_bytes)}, adopted; "
-        f"{adoption.left_count} left",
-        adopted_count=len(adopted),
+        f"{adopted}, {'would be ' if dry_run else ''}adopted; {adoption.left_count:,} left",
+        adopted_count=len(adoption.adopted),
         adopted_bytes=adoption.adopted_bytes,
         left_count=adoption.left_count,
         group=group,
-        storage_dir=terms.storage_dir,
+        storage_dir=storage_dir,
+        dry_run=dry_run,
     )
-    return adoption
 
 
 class Repair(NamedTuple):

@@ -14,7 +14,6 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import (
     EXIT_FAILED,
     EXIT_OK,
-    Held,
     Interrupted,
     StorageManagerError,
     StoreGone,
@@ -30,7 +29,9 @@ from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, client_modified, dry_run, require_clock, run
 from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
 from storage_manager.loop.history_file import writable_history_file
+from storage_manager.loop.hold import require_settings
 from storage_manager.loop.memory import give_back
+from storage_manager.loop.orphans import Tended, tend_orphans
 from storage_manager.loop.sighting import Sighting, sight, what_has_gone
 from storage_manager.loop.status import LoopStatus
 from storage_manager.store.snapshot import Snapshot
@@ -60,6 +61,7 @@ def run_loop(
             min_age_mins=settings.min_age_mins,
             keep_last=settings.keep_last,
             max_delete=None if settings.max_delete is None else str(settings.max_delete),
+            orphans=str(settings.orphans),
             interval_mins=settings.interval_secs / 60,
             lock_stale_seconds=settings.lock_stale_secs,
             environment=settings.environment,
@@ -115,7 +117,7 @@ def _turns(
 def _cycle(
     settings: Settings, seen: Optional[Sighting], clock: Clock, log: EventLog, only_plan: bool, progress: Progress
 ) -> Ending:
-    """One prune, whatever comes of it. Raises nothing."""
+    """What is to be done with orphans, and one prune, whatever comes of it. Raises nothing."""
     log.info("housekeeper.cycle_start", f"looking after {settings.storage_dir}", storage_dir=settings.storage_dir)
     limit_bytes = settings.max_storage_bytes
     if limit_bytes is None:
@@ -126,11 +128,12 @@ def _cycle(
             storage_dir=settings.storage_dir,
         )
     modified = client_modified(settings.storage_dir)
+    tended = Tended()
     job = Job(
         kind="prune",
         command="run-loop",
         storage_dir=settings.storage_dir,
-        planner=lambda snapshot, now: _plan(settings, modified, snapshot, now),
+        planner=lambda snapshot, now: _plan(settings, modified, tended, snapshot, now),
         group=None,
         limit_bytes=limit_bytes,
         target_bytes=settings.target_storage_bytes or limit_bytes,
@@ -151,6 +154,7 @@ def _cycle(
                 f"{settings.storage_dir} is another directory than in the cycle before, with a store in it",
                 storage_dir=settings.storage_dir,
             )
+        tended = tend_orphans(settings, job, modified, clock, log, only_plan, progress)
         outcome = (dry_run if only_plan else run)(job, clock, log, progress)
         if at_start is not None and progress.findings is not None:
             _require_what_was_seen(settings, at_start._replace(session_count=progress.findings.session_count))
@@ -173,7 +177,8 @@ def _cycle(
         )
         return Ending(EXIT_FAILED, why)
     else:
-        exit_code, why, lacks_evidence = outcome.exit_code, sentence(outcome), False
+        exit_code, lacks_evidence = outcome.exit_code or tended.exit_code, tended.lacks_evidence
+        why = "; ".join(filter(None, (tended.sentence, sentence(outcome))))
         if not outcome.plan.target_met:
             why += f"; {unmet(outcome.plan, outcome.final_bytes)}"
     if exit_code == EXIT_OK:
@@ -195,32 +200,23 @@ def _require_what_was_seen(settings: Settings, seen: Optional[Sighting]) -> None
         raise StoreGone(gone)
 
 
-def _plan(settings: Settings, modified: Sequence[datetime], snapshot: Snapshot, now: datetime) -> Plan:
+def _plan(settings: Settings, modified: Sequence[datetime], tended: Tended, snapshot: Snapshot, now: datetime) -> Plan:
     """Raises Held, ClockDoubtful."""
     limit_bytes, age_days = settings.max_storage_bytes, settings.max_age_days
+    snapshot = tended.after(snapshot)
     if limit_bytes is None:
         return plan_nothing(snapshot)
+    target_bytes = settings.target_storage_bytes or limit_bytes
     limits = PruneLimits(
-        limit_bytes,
-        settings.target_storage_bytes or limit_bytes,
+        limit_bytes + tended.later_bytes,
+        target_bytes + tended.later_bytes,
         min_age_mins=settings.min_age_mins,
         keep_last=settings.keep_last,
         max_sessions=settings.max_sessions,
         max_age_days=age_days,
     )
-    plan = plan_prune(snapshot, limits, now)
-    problem = settings.held_by
-    if problem is not None and plan.victims:
-        gone = f"{quantity.counted(len(plan.victims), 'session')}, {quantity.size(plan.freed_bytes)}, would have to go"
-        raise Held(
-            f"{problem.variable} is {problem.value!r}: {problem.reason}. "
-            f"With {limit_text(limit_bytes, settings.limit_source)}, {gone}. "
-            f"Correct {problem.variable}, and restart the loop",
-            problem.variable,
-            limit_bytes,
-            len(plan.victims),
-            plan.freed_bytes,
-        )
+    plan = plan_prune(snapshot, limits, now)._replace(target_bytes=target_bytes)
+    require_settings(settings, plan)
     if age_days is not None:
         aged, if_right = plan_purge(snapshot, age_days, None, now), f"run `purge --age-days {age_days:g} --yes`"
         require_clock(aged, age_days, snapshot, now, modified, if_right)

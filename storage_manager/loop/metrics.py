@@ -52,6 +52,9 @@ METRICS = (
     Metric("lock_busy_total", COUNTER, "Cycles that found the lock held by another prune."),
     Metric("deleted_sessions_total", COUNTER, "Sessions deleted."),
     Metric("freed_bytes_total", COUNTER, "Bytes of the sessions deleted."),
+    Metric("adopted_orphans_total", COUNTER, "Orphans given entries."),
+    Metric("purged_orphans_total", COUNTER, "Orphans deleted."),
+    Metric("purged_orphan_bytes_total", COUNTER, "Bytes of the orphans deleted."),
 )
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
@@ -79,6 +82,11 @@ class Metrics:
     def add_deleted(self, count: int, size_bytes: int) -> None:
         self._add("deleted_sessions_total", count)
         self._add("freed_bytes_total", size_bytes)
+
+    def add_orphans(self, adopted_count: int, purged_count: int, purged_bytes: int) -> None:
+        self._add("adopted_orphans_total", adopted_count)
+        self._add("purged_orphans_total", purged_count)
+        self._add("purged_orphan_bytes_total", purged_bytes)
 
     def sight(self, left: Totals, deferred_count: int = 0) -> None:
         """What a cycle left in the store."""

@@ -113,6 +113,7 @@ class LoopStatus:
         metrics = self._metrics = self._counted_so_far()
         if not self._heartbeat.dry_run:
             metrics.add_deleted(done.deleted_count, done.freed_bytes)
+            metrics.add_orphans(progress.adopted_count, progress.purged_count, progress.purged_bytes)
         metrics.configure(settings.max_storage_bytes, settings.interval_secs)
         if left is not None:
             metrics.sight(left, len(progress.deferred))

@@ -17,7 +17,7 @@ from typing import Any, Optional
 from storage_manager.base.clock import SILENCE_SECS, Clock
 from storage_manager.base.errors import LockBusy, LockLost, LockUnavailable, StoreError, describe_errno, failing_as
 from storage_manager.base.log import EventLog
-from storage_manager.store.directory import Store
+from storage_manager.store.directory import Store, close
 from storage_manager.store.draft import DISK_FULL
 from storage_manager.store.holder import (
     LARGEST_LINE,
@@ -77,12 +77,12 @@ class PruneLock:
         except OSError:  # tried again at the next refresh; meanwhile the directory's lock holds
             return
         if not created or not _flock(self._store, fd):
-            os.close(fd)
+            close(fd)
             return
         with suppress(OSError):
             os.pwrite(fd, os.pread(held, LARGEST_LINE, 0), 0)
         self._fd = fd
-        os.close(held)
+        close(held)
 
     @property
     def is_exclusive(self) -> bool:
@@ -178,7 +178,7 @@ def _try_to_acquire(store: Store, log: EventLog, clock: Clock, command: str, sta
             if _is_at(store, fd):
                 break
             lock._fd = None
-            os.close(fd)  # its holder has just removed it: start over with the next one
+            close(fd)  # its holder has just removed it: start over with the next one
         if not created:
             _consider_leftover(store, log, clock, fd, stale_secs)
         write_holder(clock, fd, command)
@@ -206,7 +206,7 @@ def _lock_directory(store: Store, clock: Clock) -> Optional[int]:
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(guard)
+        close(guard)
         if error.errno in _HELD:
             raise _busy(store, holder_at_path(store, clock)) from error
         return None  # NFS, for one, locks only what is open for writing; the lock file decides alone there

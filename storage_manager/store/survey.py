@@ -106,17 +106,22 @@ class _ReaderPatience(Patience):
         super().pause(secs)
 
 
-def take_snapshot(storage_dir: str, clock: Clock, log: EventLog) -> tuple[Snapshot, Totals]:
-    """What is in a store, for a command that only looks. Reports anomalies."""
+def take_snapshot(
+    storage_dir: str, clock: Clock, log: EventLog, told: Optional[Totals] = None
+) -> tuple[Snapshot, Totals]:
+    """What is in a store, for a command that only looks. Reports anomalies, but for those told of before."""
     with open_store(storage_dir) as store:
         snapshot, reading = survey(store, clock, log)
         if reading is not None:
             reading.close()
-    return snapshot, report_findings(snapshot, storage_dir, log)
+    return snapshot, report_findings(snapshot, storage_dir, log, told)
 
 
-def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> Totals:
-    """Events about what is odd in a store: one for each kind of anomaly, and one for a store in the wrong place."""
+def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog, told: Optional[Totals] = None) -> Totals:
+    """Events about what is odd in a store: one for each kind of anomaly, and one for a store in the wrong place.
+
+    Nothing is said again of what was `told` by an earlier look of the same cycle.
+    """
     names: dict[str, list[str]] = {kind: [] for kind in ANOMALY_KINDS}
     for anomaly in snapshot.anomalies:
         if len(names[anomaly.kind]) < EXAMPLES:
@@ -125,6 +130,8 @@ def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> Tota
     names[FUTURE] = future_examples(snapshot)
     totals = snapshot.anomaly_totals()
     for kind, (count, size_bytes) in totals.items():
+        if told is not None and told.anomaly_totals.get(kind) == (count, size_bytes):
+            continue
         # A save or a delete under way is everyday life; the rest wants somebody's attention.
         emit = log.info if kind in (IN_FLIGHT, DANGLING) else log.warning
         emit(
@@ -140,7 +147,7 @@ def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog) -> Tota
     # An empty metadata.json says nothing: the client makes one wherever it is started.
     is_empty = not (snapshot.sessions or snapshot.dangling or snapshot.anomalies)
     below = stores_below(storage_dir)[:EXAMPLES] if is_empty else []
-    if below:
+    if below and (told is None or told.suggested_dirs != below):
         report_suspect(storage_dir, below, log)
     return Totals(len(snapshot.sessions), snapshot.usage_bytes, totals, below)
 

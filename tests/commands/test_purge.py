@@ -418,8 +418,8 @@ def test_two_orphans_with_one_guid_are_two(storage: Path) -> None:
     assert (found["deleted_count"], found["freed_bytes"], len(found["plan"])) == (2, 200, 2)
 
 
-@pytest.mark.parametrize(("brake", "code"), [("1", 1), ("49%", 1), ("50%", 0), ("2", 0), ("off", 0)])
-def test_the_brake_counts_what_the_purge_is_about(storage: Path, brake: str, code: int) -> None:
+@pytest.mark.parametrize(("brake", "code"), [("1", 1), ("66%", 1), ("67%", 0), ("2", 0), ("off", 0)])
+def test_the_brake_counts_orphans_and_compares_them_with_the_sessions(storage: Path, brake: str, code: int) -> None:
     make_store(storage, 3)
     for guid, days in zip([*ORPHANS, ORPHANS[0].replace("4", "7")], (40, 50, 10, 20)):
         orphan(storage, guid, days * DAY_SECS)
@@ -430,7 +430,7 @@ def test_the_brake_counts_what_the_purge_is_about(storage: Path, brake: str, cod
     if code:
         told = event(done.stderr, "storage_manager.prune.held")
         assert told["@m"].startswith(
-            "2 orphans of 4, 200 B, would have to go (an orphan, 30 days or older), more than "
+            "2 orphans beside 3 sessions, 200 B, would have to go (an orphan, 30 days or older), more than "
         )
 
 

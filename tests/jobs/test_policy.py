@@ -664,5 +664,5 @@ def test_the_brake_counts_sessions_or_their_share(text: str, count: int, held: b
         Snapshot(a_line_of(count), [], []), PruneLimits(10 * (count - 5) or 1, 10 * (count - 5) or 1), NOW
     )
     assert len(plan.victims) == 5
-    assert held_back(plan, parse_share(text)) is held
-    assert not held_back(plan, None)
+    assert held_back(plan, parse_share(text), count) is held
+    assert not held_back(plan, None, count)

@@ -131,7 +131,9 @@ def test_an_adoption_that_a_client_leaves_no_moment_for_leaves_the_orphans(
     monkeypatch.setattr(Reading, "unchanged", lambda self: False)
     monkeypatch.setattr(commit, "PUT_BACK_PATIENCE_SECS", 0.05)
     monkeypatch.setattr(recovery, "PUT_BACK_PATIENCE_SECS", 0.05)
-    assert adopt(terms(storage), "lost", Clock(), LOG) == ([], 1)
+    adoption = adopt(terms(storage), "lost", Clock(), LOG)
+    assert (adoption.adopted, adoption.left_count, adoption.undone_count) == ([], 1, 1)
+    assert [orphan.guid for orphan in adoption.later] == [GUID]
     assert list(read_entries(storage)) == guids
     assert leftovers(storage) == []
 

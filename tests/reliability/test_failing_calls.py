@@ -159,6 +159,9 @@ SCENARIOS = {
     ),
     "purge of orphans": Scenario(faults.orphans_to_purge),
     "repair": Scenario(faults.to_repair, all_calls=False),
+    "adopting cycle": Scenario(faults.adopting_cycle, all_calls=False),
+    "purging cycle": Scenario(faults.purging_cycle, (ONCE, DONE, DISK)),
+    "adopting cycle and overlapping save": Scenario(faults.adopting_cycle_and_overlap, all_calls=False),
 }
 
 
@@ -174,6 +177,8 @@ class Trial:
         self.capfd = capfd
         self.scene = made(self.scenario.make, self.template)
         self.tried: set[tuple[str, str]] = set()
+        for variable, value in self.scene.environ.items():
+            patch.setenv(variable, value)
         if self.scenario.often:
             patch.setattr(prune_job, "COMMIT_EVERY_SECS", 0.0)
 
@@ -249,7 +254,8 @@ class Trial:
             assert about or call.name != "fsync", "what may not be on disk is taken for written"
             return
         if code == 2:
-            assert fault.code == errno.EAGAIN and told[-1]["event"] == "storage_manager.prune.lock_busy"
+            last = next(item["event"] for item in told[::-1] if item["event"] != "housekeeper.cycle_nonzero")
+            assert fault.code == errno.EAGAIN and last == "storage_manager.prune.lock_busy"
             return
         assert code == 1
         if fault.is_absence or call.name == "access" or fault.code == errno.EAGAIN:

@@ -64,6 +64,10 @@ SCENARIOS = {
     "adoption without metadata": Scenario(faults.nothing_but_orphans),
     "purge of orphans": Scenario(faults.orphans_to_purge),
     "repair": Scenario(faults.to_repair),
+    "adopting cycle": Scenario(faults.adopting_cycle),
+    "adopting cycle and overlapping save": Scenario(faults.adopting_cycle_and_overlap, kills=1),
+    "purging cycle": Scenario(faults.purging_cycle),
+    "purging cycle and overlapping save": Scenario(faults.purging_cycle_and_overlap, kills=1),
 }
 
 Around = Callable[[Call, Callable[..., Any]], Any]
@@ -95,6 +99,8 @@ class Trial:
         self.work = room / "work"
         self.pauses = pauses
         self.scene = made(self.scenario.make, room / "template")
+        for variable, value in self.scene.environ.items():
+            patch.setenv(variable, value)
         self.start = State(room / "template", name, "waiting" if self.scene.overlapping else "done")
         if self.scenario.often:
             patch.setattr(prune_job, "COMMIT_EVERY_SECS", 0.0)
@@ -171,7 +177,8 @@ class Trial:
 
 # The others are made of the same calls.
 REALLY_KILLED = ("prune", "prune and overlapping save", "purge", "recovery of all kinds", "recovery of a torn file",
-                 "recovery of metadata that is missing", "adoption without metadata", "repair")  # fmt: skip
+                 "recovery of metadata that is missing", "adoption without metadata", "repair", "adopting cycle",
+                 "purging cycle")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REALLY_KILLED)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,14 @@ from test_interleavings import (
     prune,
 )
 
+from storage_manager import config
 from storage_manager.base.errors import StorageManagerError
+from storage_manager.config import read_settings
 from storage_manager.jobs import orphans, policy, repair
 from storage_manager.jobs import prune as prune_job
-from storage_manager.store import commit
+from storage_manager.jobs.progress import Progress
+from storage_manager.loop import housekeeper
+from storage_manager.store import commit, inventory
 from storage_manager.store.draft import Draft
 
 directory, quiet = test_interleavings.directory, test_interleavings.quiet
@@ -75,6 +81,26 @@ def purge_orphans(world: World) -> int:
         group=None, limit_bytes=None, target_bytes=None, lock_timeout_secs=0.0, lock_stale_secs=HOUR_SECS,
     )  # fmt: skip
     return exit_code_of(lambda: prune_job.run(job, VirtualClock(world), LOG))
+
+
+def cycle(world: World, rule: str) -> int:
+    """A cycle of the loop, which prunes, too. That it holds a purge is no failure."""
+    names = {"MAX_STORAGE_MB": f"{test_interleavings.LIMIT}B", "ORPHANS": rule, "HISTORY_FILE": "off"}
+    environ = {f"GOFR_DIG_{name}": value for name, value in names.items()}
+    settings, _ = read_settings(environ, str(world.storage), None)
+    ending = housekeeper._cycle(settings, None, VirtualClock(world), LOG, False, Progress())
+    return 0 if "would have to go, beside only" in ending.sentence else ending.exit_code
+
+
+def adopting_cycle(world: World) -> int:
+    return cycle(world, "adopt:lost")
+
+
+def purging_cycle(world: World) -> int:
+    return cycle(world, "purge:0.02")
+
+
+CYCLES = {"an adopting": adopting_cycle, "a purging": purging_cycle}
 
 
 def alias_of_the_orphan(service: Service) -> None:
@@ -134,8 +160,11 @@ class OrphanCase(Case):
         expect(not left, f"left over: {left}")
 
 
-def adoption(directory: Path, operation: str, strategy: Strategy) -> OrphanCase:
-    case = OrphanCase(directory, strategy, [ORPHAN])
+def adoption(directory: Path, operation: str, strategy: Strategy, run: Callable[[World], int] = adopt) -> OrphanCase:
+    """Or a cycle, for which the three sessions and the orphan are one too many."""
+    victims = 0 if run is adopt else 1 + (operation == "save")
+    case = OrphanCase(directory, strategy, [ORPHAN], victims)
+    case.may_go = {ORPHAN} if run is purging_cycle else set()
 
     def private(who: Actor, label: str) -> bool:
         touched = {"delete a survivor": SURVIVOR, "delete the orphan": ORPHAN}.get(operation)
@@ -143,13 +172,13 @@ def adoption(directory: Path, operation: str, strategy: Strategy) -> OrphanCase:
         return untouched or PRIVATE[who.name].match(label) is not None
 
     case.world.private = private
-    case.world.add("prune", lambda: adopt(case.world))
+    case.world.add("prune", lambda: run(case.world))
     case.world.add("client", lambda: OPERATIONS[operation](case.service))
     return case
 
 
-def explore(directory: Path, operation: str, search: Search) -> int:
-    return sum(adoption(directory, operation, strategy).run() for strategy in search.strategies())
+def explore(directory: Path, operation: str, search: Search, run: Callable[[World], int] = adopt) -> int:
+    return sum(adoption(directory, operation, strategy, run).run() for strategy in search.strategies())
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -163,21 +192,37 @@ def test_no_interleaving_of_an_operation_and_an_adoption_loses_anything(
     assert ends > (20 if search.budget is None else 5)
 
 
-def at_random(directory: Path, seed: int) -> OrphanCase:
+@pytest.mark.parametrize("run", CYCLES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("fate", ["and nobody dies", "and the prune dies"])
+def test_no_interleaving_of_an_operation_and_a_cycle_loses_anything(
+    directory: Path, exhaustive: Callable[[bool], int | None], operation: str, fate: str, run: str
+) -> None:
+    search = Search(*FATES[fate], budget=exhaustive(False))
+    ends = explore(directory, operation, search, CYCLES[run])
+    print(f"{run} cycle, {operation} {fate}: {search.executions} executions, {len(search.states)} states, {ends} ends")
+    assert ends > 1  # of an alias of what is purged there are no more
+
+
+ONE_SHOT = (adopt, adopt, mend, purge_orphans, prune)
+PRUNING = {prune, adopting_cycle, purging_cycle}
+
+
+def at_random(directory: Path, seed: int, choices: tuple[Callable[[World], int], ...] = ONE_SHOT) -> OrphanCase:
     """Up to two clients, and up to two runs in each of up to two processes; of either kind, some may die."""
     rng = random.Random(seed)
     runs = [f"prune{number}" for number in range(rng.randint(1, 2))]
-    kinds = [[rng.choice((adopt, adopt, mend, purge_orphans, prune)) for _ in range(rng.randint(1, 2))] for _ in runs]
+    kinds = [[rng.choice(choices) for _ in range(rng.randint(1, 2))] for _ in runs]
     every = [kind for each in kinds for kind in each]
     # With two clients at work, a session may come into the store after a younger one has been pruned.
-    clients = [f"client{number}" for number in range(1 if prune in every else rng.randint(1, 2))]
+    clients = [f"client{number}" for number in range(1 if PRUNING.intersection(every) else rng.randint(1, 2))]
     mortal = rng.choice(((), (), (), tuple(runs), tuple(clients)))
     lazy = tuple(clients) if rng.random() < 0.2 else ()
     case = OrphanCase(
-        directory, Dice(rng, mortal, lazy), GUIDS[:2], victims=99 if prune in every else 0, coarse=rng.random() < 0.7,
-        chunk=rng.choice((100, 1 << 16)),
+        directory, Dice(rng, mortal, lazy), GUIDS[:2], victims=99 if PRUNING.intersection(every) else 0,
+        coarse=rng.random() < 0.7, chunk=rng.choice((100, 1 << 16)),
     )  # fmt: skip
-    if prune in every or purge_orphans in every:
+    if PRUNING.intersection(every) or purge_orphans in every:
         case.may_go = set(GUIDS[:2])
     if rng.random() < 0.5:  # an entry whose blob is gone
         entries = {**case.service.expected, GUIDS[1]: {"format": "md", "created_at": "2026-01-01T00:00:00"}}
@@ -205,6 +250,15 @@ def test_no_random_order_of_clients_and_repairs_loses_anything(directory: Path, 
     for seed in seeds(400):
         try:
             assert at_random(directory, seed).run()
+        except AssertionError as error:
+            raise AssertionError(f"--seed {seed} --cases 1: {error}") from error
+
+
+def test_no_random_order_of_clients_and_cycles_loses_anything(directory: Path, seeds: Callable[[int], range]) -> None:
+    choices = (adopting_cycle, purging_cycle, adopting_cycle, purging_cycle, prune)
+    for seed in seeds(400):
+        try:
+            assert at_random(directory, seed, choices).run()
         except AssertionError as error:
             raise AssertionError(f"--seed {seed} --cases 1: {error}") from error
 
@@ -261,3 +315,13 @@ def test_what_would_replace_what_a_client_creates_is_found(directory: Path, monk
     with pytest.raises(Lost, match="without its entry"):
         for seed in range(2000):
             creation(directory, seed).run()
+
+
+def test_a_cycle_that_purges_what_is_in_flight_is_found(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "IN_FLIGHT_AGE", timedelta(0))
+    monkeypatch.setattr(config, "SHORTEST_MAX_AGE_DAYS", 0.0)
+    every = lambda world: cycle(world, "purge:0")  # noqa: E731
+    monkeypatch.setattr(sys.modules[__name__], "PRUNING", {every})
+    with pytest.raises(Lost, match="gone without a plan"):
+        for seed in range(2000):
+            at_random(directory, seed, (every,)).run()

@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -226,8 +227,9 @@ PURGE = ("purge", "--group", "old", "--age-days", "0", "--yes")
 PURGE_ORPHANS = ("purge", "--orphans", "--age-days", "0", "--yes")
 ADOPT = ("check", "--adopt-orphans", "lost")
 REPAIR = ("check", "--repair", "--yes")
+CYCLE = ("run-loop", "--once")  # with PRUNE's limit
 OLD = 1_000_000_000
-LATE, PUT_BACK, NEW, LAST = (f"{digit * 8}-aaaa-4bbb-8ccc-dddddddddddd" for digit in "1234")
+LATE, PUT_BACK, NEW, LAST, *LOST = (f"{digit * 8}-aaaa-4bbb-8ccc-dddddddddddd" for digit in "123456")
 
 
 class Scene(NamedTuple):
@@ -250,10 +252,15 @@ class Scene(NamedTuple):
     attributes: dict[str, bytes] = {}
     """That of metadata.json."""
     purged: int = 3
-    """How many of the oldest go if the command is not PRUNE."""
+    """How many of the oldest go if the command neither is PRUNE nor CYCLE."""
+    environ: dict[str, str] = {}
+    adopted: tuple[str, ...] = ()
+    """Orphans that are to have entries in the end."""
+    unwanted: tuple[str, ...] = ()
+    """Orphans that are to go."""
 
     def victims(self, acted: bool, last: bool = False) -> list[str]:
-        return self.order[: 3 + 2 * acted + last if self.arguments == PRUNE else self.purged]
+        return self.order[: 3 + 2 * acted + last if self.arguments in (PRUNE, CYCLE) else self.purged]
 
 
 def made(make: Callable[[Path], Scene], storage: Path) -> Scene:
@@ -305,6 +312,33 @@ def orphans_to_purge(storage: Path) -> Scene:
 
 def orphans_and_overlap(storage: Path) -> Scene:
     return with_orphans(storage)._replace(overlapping=True, saved={LATE: _blob(storage, LATE)})
+
+
+def _cycle(storage: Path, rule: str) -> Scene:
+    """A cycle that adopts or purges two small orphans, younger than every session, and then prunes."""
+    scene = plain(storage, CYCLE)
+    for guid in LOST:
+        (storage / f"{guid}.json").write_bytes(b"n" * 10)
+        moment = time.time() - 20 * 86_400
+        os.utime(storage / f"{guid}.json", (moment, moment))
+    names = {"MAX_STORAGE_MB": "5500B", "ORPHANS": rule, "HISTORY_FILE": "off"}
+    return scene._replace(environ={f"GOFR_DIG_{name}": value for name, value in names.items()})
+
+
+def adopting_cycle(storage: Path) -> Scene:
+    return _cycle(storage, "adopt:lost")._replace(adopted=tuple(LOST))
+
+
+def purging_cycle(storage: Path) -> Scene:
+    return _cycle(storage, "purge:10")._replace(unwanted=tuple(LOST))
+
+
+def adopting_cycle_and_overlap(storage: Path) -> Scene:
+    return adopting_cycle(storage)._replace(overlapping=True, saved={LATE: _blob(storage, LATE)})
+
+
+def purging_cycle_and_overlap(storage: Path) -> Scene:
+    return purging_cycle(storage)._replace(overlapping=True, saved={LATE: _blob(storage, LATE)})
 
 
 def nothing_but_orphans(storage: Path) -> Scene:
@@ -523,8 +557,8 @@ def act(storage: Path, scene: Scene) -> None:
 
 def check(storage: Path, scene: Scene, where: str, acted: bool = False, writing: bool = False) -> None:
     """What holds at any moment, whatever has happened to whom: only the planned sessions may have lost anything."""
-    may_go = {*scene.victims(acted), *([scene.small] if acted else [])}
-    everything = {*scene.order, scene.small, *scene.saved, *([NEW] if acted else [])}
+    may_go = {*scene.victims(acted), *scene.unwanted, *([scene.small] if acted else [])}
+    everything = {*scene.order, scene.small, *scene.saved, *scene.adopted, *scene.unwanted, *([NEW] if acted else [])}
     on_disk = blobs(storage)
     assert everything - may_go <= on_disk <= everything, f"{where}: the wrong blobs are gone"
     assert all((storage / f"{guid}.json").read_bytes() == b"x" * 1000 for guid in on_disk & {*scene.order}), where
@@ -554,7 +588,7 @@ def expect_convergence(storage: Path, scene: Scene, client: Overlap, where: str,
     last = Client(storage)
     last.write({**last.read(), LAST: _blob(storage, LAST, 1000)})
     by_client = {guid: _text(guid, entry) for guid, entry in read_entries(storage).items()}
-    expected = {*scene.order, *scene.saved, NEW, LAST} - set(scene.victims(acted=True, last=True))
+    expected = {*scene.order, *scene.saved, *scene.adopted, NEW, LAST} - set(scene.victims(acted=True, last=True))
     asides = len(scene.unfinished)
     arguments = (*ADOPT, *REPAIR[1:]) if scene.arguments in (ADOPT, REPAIR) else scene.arguments
     if (storage / LOCK).exists():
