@@ -23,7 +23,7 @@ from storage_manager.base.errors import (
 )
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
-from storage_manager.config import Load, Settings, limit_text, report_fallbacks
+from storage_manager.config import Load, Refresh, Settings, limit_text, report_fallbacks
 from storage_manager.jobs.plan import Plan, sentence, unmet
 from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune, plan_purge
 from storage_manager.jobs.progress import Progress
@@ -37,7 +37,13 @@ from storage_manager.store.snapshot import Snapshot
 
 
 def run_loop(
-    load: Load, clock: Clock, log: EventLog, once: bool, only_plan: bool, max_failures: Optional[int] = None
+    load: Load,
+    clock: Clock,
+    log: EventLog,
+    once: bool,
+    only_plan: bool,
+    max_failures: Optional[int] = None,
+    refresh: Refresh = lambda log: False,
 ) -> int:
     """Run cycles until SIGTERM or SIGINT, then return 0; with `once`, run one and return its exit code.
 
@@ -68,7 +74,7 @@ def run_loop(
         status.started()
         clock.listener = status.progress
         try:
-            return _turns(load, clock, log, status, once, only_plan, max_failures)
+            return _turns(load, clock, log, status, once, only_plan, max_failures, refresh)
         finally:
             clock.listener = None
             status.ended()
@@ -82,12 +88,14 @@ def _turns(
     once: bool,
     only_plan: bool,
     max_failures: Optional[int],
+    refresh: Refresh,
 ) -> int:
     progress: Optional[Progress] = None
     while True:
         started = clock.monotonic()
         clock.wake_requested = False
         log.begin_run()
+        refresh(log)
         settings, fallbacks = load()
         report_fallbacks(fallbacks + status.cycle_started(settings), log)
         progress = Progress(progress)
@@ -106,7 +114,7 @@ def _turns(
             )
             return EXIT_FAILED
         give_back(progress.findings.session_count if progress.findings is not None else 0)
-        _sleep(clock, log, status, sleep_secs(clock.monotonic() - started, settings.interval_secs))
+        _sleep(clock, log, status, sleep_secs(clock.monotonic() - started, settings.interval_secs), refresh)
         if clock.stop_signal is not None:
             log.info("housekeeper.stopping", f"stopping on {signal_name(clock.stop_signal)}", signal=clock.stop_signal)
             return EXIT_OK
@@ -198,6 +206,10 @@ def _require_what_was_seen(settings: Settings, seen: Optional[Sighting]) -> None
 def _plan(settings: Settings, modified: Sequence[datetime], snapshot: Snapshot, now: datetime) -> Plan:
     """Raises Held, ClockDoubtful."""
     limit_bytes, age_days = settings.max_storage_bytes, settings.max_age_days
+    problem = settings.held_by
+    if problem is not None and problem.remedy:
+        why = f"{problem.variable} is {problem.value!r}: {problem.reason}. {problem.remedy}"
+        raise Held(why, problem.variable, limit_bytes, 0, 0)
     if limit_bytes is None:
         return plan_nothing(snapshot)
     limits = PruneLimits(
@@ -209,13 +221,13 @@ def _plan(settings: Settings, modified: Sequence[datetime], snapshot: Snapshot, 
         max_age_days=age_days,
     )
     plan = plan_prune(snapshot, limits, now)
-    problem = settings.held_by
     if problem is not None and plan.victims:
         gone = f"{quantity.counted(len(plan.victims), 'session')}, {quantity.size(plan.freed_bytes)}, would have to go"
+        then = f" in {settings.env_file}" if problem.variable in settings.from_file else ", and restart the loop"
         raise Held(
             f"{problem.variable} is {problem.value!r}: {problem.reason}. "
             f"With {limit_text(limit_bytes, settings.limit_source)}, {gone}. "
-            f"Correct {problem.variable}, and restart the loop",
+            f"Correct {problem.variable}{then}",
             problem.variable,
             limit_bytes,
             len(plan.victims),
@@ -238,8 +250,8 @@ def _purpose(settings: Settings) -> str:
     return f"keeping {settings.storage_dir} below {' and '.join(limits)}"
 
 
-def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None:
-    _answer_hangup(clock, log)
+def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float, refresh: Refresh) -> None:
+    _answer_hangup(clock, log, refresh)
     if clock.stopping:
         return
     status.sleeping(secs)
@@ -252,14 +264,15 @@ def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None
     while left > 0 and not clock.stopping and not clock.wake_requested:
         clock.sleep(min(left, status.nap_secs))
         status.progress()
-        _answer_hangup(clock, log)
+        _answer_hangup(clock, log, refresh)
         now = clock.monotonic()
         left, before = left - max(0.0, now - before), now
 
 
-def _answer_hangup(clock: Clock, log: EventLog) -> None:
+def _answer_hangup(clock: Clock, log: EventLog, refresh: Refresh) -> None:
     """In the middle of a cycle the log file follows its name by itself, within a second."""
     if clock.hung_up:
         clock.hung_up = False
         log.reopen()
         log.info("housekeeper.log_reopened", "SIGHUP: the log file is opened anew, and the loop goes on")
+        clock.wake_requested = refresh(log) or clock.wake_requested
