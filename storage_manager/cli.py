@@ -109,14 +109,15 @@ def _main(arguments: list[str], clock: Clock) -> int:
 
 def _env_file(args: argparse.Namespace, clock: Clock) -> Optional[EnvFile]:
     """For the commands that have the option."""
+    if not hasattr(args, "env_file"):
+        return None
     settings, _ = read_settings(os.environ, None, None)
-    given = getattr(args, "env_file", None)
-    path = given or settings.env_file
-    if path is None or not hasattr(args, "env_file"):
+    path = args.env_file or settings.env_file
+    if path is None:
         return None
     from storage_manager.loop.env_file import EnvFile
 
-    source = "--env-file" if given else f"{settings.prefix}_ENV_FILE"
+    source = "--env-file" if args.env_file else f"{settings.prefix}_ENV_FILE"
     return EnvFile(path, source, os.environ, settings.prefix, clock)
 
 

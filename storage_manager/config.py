@@ -154,9 +154,9 @@ class Settings(NamedTuple):
 
 
 Load = Callable[[], "tuple[Settings, list[Fallback]]"]
-"""Makes settings of the environment, and of what is known of the environment file."""
+"""Makes settings of the environment, and of what is known of the settings file."""
 Refresh = Callable[[EventLog], bool]
-"""Reads the environment file anew, as the loop does before each cycle, and tells what has changed. Returns whether that
+"""Reads the settings file anew, as the loop does before each cycle, and tells what has changed. Returns whether that
 changes what a cycle does. Raises nothing."""
 Explain = Callable[[], "tuple[Settings, list[Row], list[Fallback]]"]
 """As explain_settings()."""
