@@ -7,10 +7,10 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import (
@@ -37,6 +37,9 @@ from storage_manager.base.text import printable
 from storage_manager.commands import Context
 from storage_manager.config import Fallback, Row, Settings, explain_settings, read_settings, report_fallbacks
 from storage_manager.grammar import WrongUsage, build_parser, explain
+
+if TYPE_CHECKING:
+    from storage_manager.loop.env_file import EnvFile  # few runs have one
 
 _LOOP = "run-loop"
 
@@ -78,18 +81,23 @@ def _main(arguments: list[str], clock: Clock) -> int:
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
 
+    env_file = _env_file(args, clock)
+
+    def environ() -> Mapping[str, str]:
+        return env_file.environ if env_file else os.environ
+
     def load() -> tuple[Settings, list[Fallback]]:
-        settings, fallbacks = read_settings(os.environ, args.storage_dir, args.data_root)
-        environment = args.gofr_dig_env or settings.environment
-        return settings._replace(environment=environment), fallbacks
+        settings, fallbacks = read_settings(environ(), args.storage_dir, args.data_root)
+        settings = settings._replace(environment=args.gofr_dig_env or settings.environment)
+        return env_file.bind(settings) if env_file else settings, fallbacks
 
     def explain_load() -> tuple[Settings, list[Row], list[Fallback]]:
-        settings, rows, unknown = explain_settings(os.environ, args.storage_dir, args.data_root)
+        settings, rows, unknown = explain_settings(environ(), args.storage_dir, args.data_root)
         options = {"ENV": args.gofr_dig_env, "LOG_LEVEL": args.log_level, "LOG_JSON": args.log_format}
         flags = {"ENV": "--gofr-dig-env", "LOG_LEVEL": "--log-level", "LOG_JSON": "--log-format"}
         given = {f"{settings.prefix}_{name}": (value, flags[name]) for name, value in options.items() if value}
         rows = [Row(row.variable, *given[row.variable]) if row.variable in given else row for row in rows]
-        return settings, rows, unknown
+        return (env_file.bind(settings), env_file.explain(rows), unknown) if env_file else (settings, rows, unknown)
 
     # The one that was asked for: start-up is the import of what it needs.
     command = import_module(f"storage_manager.commands.{args.chosen.module}")
@@ -105,10 +113,25 @@ def _main(arguments: list[str], clock: Clock) -> int:
     try:
         # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.
         report_fallbacks(log_fallbacks + ([] if args.command == _LOOP or args.chosen.quiet else fallbacks), log)
-        context = Context(settings, load, explain_load, sys.argv[0], clock, log, out)
+        refresh = env_file.refresh if env_file else lambda log: False
+        context = Context(settings, load, explain_load, refresh, sys.argv[0], clock, log, out)
         return _run(args, lambda: _answer(args, command.run, context, held_back), context)
     finally:
         close_logger(logger)
+
+
+def _env_file(args: argparse.Namespace, clock: Clock) -> Optional[EnvFile]:
+    """For the commands that have the option."""
+    if not hasattr(args, "env_file"):
+        return None
+    settings, _ = read_settings(os.environ, None, None)
+    path = args.env_file or settings.env_file
+    if path is None:
+        return None
+    from storage_manager.loop.env_file import EnvFile
+
+    source = "--env-file" if args.env_file else f"{settings.prefix}_ENV_FILE"
+    return EnvFile(path, source, os.environ, settings.prefix, clock)
 
 
 def _run(args: argparse.Namespace, answer: Callable[[], int], context: Context) -> int:

@@ -42,7 +42,7 @@ NAMES = (
     "STORAGE", "STORAGE_DIR", "DATA_DIR", "ENV", "MAX_STORAGE_MB", "TARGET_STORAGE_MB", "MIN_AGE_MINS", "KEEP_LAST",
     "MAX_AGE_DAYS", "MAX_SESSIONS", "MAX_DELETE", "HOUSEKEEPING_INTERVAL_MINS", "HOUSEKEEPER_LOCK_STALE_SECONDS",
     "ORPHANS", "HOUSEKEEPER_HEARTBEAT_FILE", "LOG_LEVEL", "LOG_JSON", "LOG_FILE", "METRICS_FILE", "HISTORY_FILE",
-    "SEQ_URL", "SEQ_API_KEY",
+    "SEQ_URL", "SEQ_API_KEY", "ENV_FILE",
 )  # fmt: skip
 _LIMIT = "MAX_STORAGE_MB"
 
@@ -84,6 +84,8 @@ class Fallback(NamedTuple):
     """Whether somebody must act: nothing is deleted until then."""
     is_unknown: bool = False
     """Whether it is the name that is wrong."""
+    remedy: str = ""
+    """What to do, where every deletion is held whatever the other settings say; empty: correct the variable."""
 
 
 class Row(NamedTuple):
@@ -93,7 +95,7 @@ class Row(NamedTuple):
     value: str
     """In force. Printable, and without secrets."""
     source: str
-    """What named it: `default`, `environment` or an option."""
+    """What named it: `default`, `environment`, `file` or an option."""
     problem: str = ""
     """Why that is not what was asked for."""
 
@@ -158,6 +160,10 @@ class Settings(NamedTuple):
     max_delete: Optional[Share] = None
     """A cycle that would delete more deletes nothing."""
     orphans: Orphans = Orphans()
+    env_file: Optional[str] = None
+    """A file with more settings, which run-loop and config read."""
+    from_file: frozenset[str] = frozenset()
+    """The variables that are set there, and count."""
 
     @property
     def limit_variable(self) -> str:
@@ -165,7 +171,10 @@ class Settings(NamedTuple):
 
 
 Load = Callable[[], "tuple[Settings, list[Fallback]]"]
-"""Reads the environment anew: the loop does before each cycle."""
+"""Makes settings of the environment, and of what is known of the settings file."""
+Refresh = Callable[[EventLog], bool]
+"""Reads the settings file anew, as the loop does before each cycle, and tells what has changed. Returns whether that
+changes what a cycle does. Raises nothing."""
 Explain = Callable[[], "tuple[Settings, list[Row], list[Fallback]]"]
 """As explain_settings()."""
 
@@ -183,7 +192,7 @@ def explain_settings(
 ) -> tuple[Settings, list[Row], list[Fallback]]:
     """The same, one row for each setting, and the names that are none of ours but nearly."""
     settings, reader = _read(environ, storage_dir, data_root)
-    problems = {one.variable: f"{one.value!r}: {one.reason}; {_what_then(one)}" for one in reader.fallbacks}
+    problems = {one.variable: explained(one) for one in reader.fallbacks}
     rows = [row._replace(problem=problems.get(row.variable, "")) for row in reader.rows]
     return settings, rows, [one for one in reader.fallbacks if one.is_unknown]
 
@@ -221,6 +230,7 @@ def _read(environ: Mapping[str, str], storage_dir: Optional[str], data_root: Opt
         temporary_dir=reader.temporary_dir(),
         notify_socket=environ.get("NOTIFY_SOCKET") or None,
         watchdog_secs=_watchdog_secs(environ),
+        env_file=reader.text("ENV_FILE", NONE),
         prefix=reader.prefix,
         held_by=None,
     )
@@ -273,12 +283,17 @@ def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:
         emit = log.error if fallback.is_error else log.warning
         emit(
             "housekeeper.invalid_env",
-            f"{fallback.variable} is {fallback.value!r}: {fallback.reason}; {_what_then(fallback)}",
+            f"{fallback.variable} is {explained(fallback)}",
             variable=fallback.variable,
             value=fallback.value,
             default=fallback.default,
             reason=fallback.reason,
         )
+
+
+def explained(fallback: Fallback) -> str:
+    """What is wrong with a value, and what is done instead."""
+    return f"{fallback.value!r}: {fallback.reason}; {_what_then(fallback)}"
 
 
 def _what_then(fallback: Fallback) -> str:

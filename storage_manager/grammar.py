@@ -186,6 +186,13 @@ def _run_loop(parser: argparse.ArgumentParser) -> None:
         type=_by(_at_least_one),
         help="end with 1 after N failed cycles in a row, for a restart policy (default: go on for ever)",
     )
+    _env_file_option(parser)
+
+
+def _env_file_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--env-file", metavar="FILE", type=_file, help=f"more settings, read at each cycle [{DEFAULT_PREFIX}_ENV_FILE]"
+    )
 
 
 def _at_least_one(text: str) -> int:
@@ -214,6 +221,7 @@ def _guid(text: str) -> str:
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
+    _env_file_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -411,4 +419,10 @@ def _directory(text: str) -> str:
     if not text:
         # An unset variable in a script must not turn into the default store.
         raise argparse.ArgumentTypeError("it is empty: name a directory")
+    return text
+
+
+def _file(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a file")
     return text

@@ -66,10 +66,10 @@ FLAGS = {
         "--max-mb", "--target-mb", "--max-sessions", "--max-delete", "--min-age-mins", "--keep-last", "--group",
         "--dry-run", "--json", "--verbose", "--yes", "--lock-timeout", "--lock-stale-seconds",
     ],
-    "run-loop": ["--once", "--dry-run", "--max-failures"],
+    "run-loop": ["--once", "--dry-run", "--max-failures", "--env-file"],
     "history": ["--since", "--session", "--json"],
     "health": ["--json"],
-    "config": ["--json"],
+    "config": ["--json", "--env-file"],
     "completion": [],
     "help": [],
 }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog
 from storage_manager.base.output import Output
-from storage_manager.config import Explain, Load, Settings
+from storage_manager.config import Explain, Load, Refresh, Settings
 
 
 class Context(NamedTuple):
@@ -16,6 +16,7 @@ class Context(NamedTuple):
     settings: Settings
     load: Load
     explain: Explain
+    refresh: Refresh
     program: str
     """What was run, as it was called."""
     clock: Clock

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         "storage_dir": storage_dir,
         "storage_source": settings.storage_source,
         "store": _state(storage_dir),
+        "env_file": settings.env_file,
         "heartbeat_file": settings.heartbeat_file,
         "program": absolute(context.program),
         "version": __version__,
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
         )
         return exit_code
     context.out.line(f"store    {printable(storage_dir)} ({facts['store']}; from {settings.storage_source})")
+    if settings.env_file is not None:
+        context.out.line(f"file     {printable(settings.env_file)}")
     context.out.line(f"program  {printable(facts['program'])}, version {__version__}")
     context.out.line(f"python   {printable(sys.executable)}, version {facts['python_version']}")
     context.out.line("")

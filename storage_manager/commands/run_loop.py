@@ -14,4 +14,5 @@ from storage_manager.loop.housekeeper import run_loop
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
-    return run_loop(context.load, context.clock, context.log, args.once, args.dry_run, args.max_failures)
+    once, only_plan = args.once, args.dry_run
+    return run_loop(context.load, context.clock, context.log, once, only_plan, args.max_failures, context.refresh)

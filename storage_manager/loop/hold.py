@@ -9,6 +9,14 @@ from storage_manager.jobs.plan import Plan
 from storage_manager.store.snapshot import Snapshot
 
 
+def require_file(settings: Settings) -> None:
+    """Raises Held while nobody knows what the file of settings asks for: then every cycle is held."""
+    problem = settings.held_by
+    if problem is not None and problem.remedy:
+        why = f"{problem.variable} is {problem.value!r}: {problem.reason}. {problem.remedy}"
+        raise Held(why, problem.variable, settings.max_storage_bytes, 0, 0)
+
+
 def require_settings(settings: Settings, plan: Plan) -> None:
     """Raises Held when something would go while a setting that says what goes cannot be used."""
     problem = settings.held_by
@@ -16,9 +24,10 @@ def require_settings(settings: Settings, plan: Plan) -> None:
         return
     limit_bytes = settings.max_storage_bytes
     rule = str(settings.orphans) if plan.are_orphans else limit_text(limit_bytes, settings.limit_source)
+    then = f" in {settings.env_file}" if problem.variable in settings.from_file else ", and restart the loop"
     raise Held(
         f"{problem.variable} is {problem.value!r}: {problem.reason}. With {rule}, {_gone(plan)}, would have to go. "
-        f"Correct {problem.variable}, and restart the loop",
+        f"Correct {problem.variable}{then}",
         problem.variable,
         limit_bytes,
         len(plan.victims),

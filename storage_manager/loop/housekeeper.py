@@ -22,14 +22,14 @@ from storage_manager.base.errors import (
 )
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
-from storage_manager.config import Load, Settings, limit_text, report_fallbacks
+from storage_manager.config import Load, Refresh, Settings, limit_text, report_fallbacks
 from storage_manager.jobs.plan import Plan, sentence, unmet
 from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune, plan_purge
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, client_modified, dry_run, require_clock, run
 from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
 from storage_manager.loop.history_file import writable_history_file
-from storage_manager.loop.hold import require_settings
+from storage_manager.loop.hold import require_file, require_settings
 from storage_manager.loop.memory import give_back
 from storage_manager.loop.orphans import Tended, tend_orphans
 from storage_manager.loop.sighting import Sighting, sight, what_has_gone
@@ -38,7 +38,13 @@ from storage_manager.store.snapshot import Snapshot
 
 
 def run_loop(
-    load: Load, clock: Clock, log: EventLog, once: bool, only_plan: bool, max_failures: Optional[int] = None
+    load: Load,
+    clock: Clock,
+    log: EventLog,
+    once: bool,
+    only_plan: bool,
+    max_failures: Optional[int] = None,
+    refresh: Refresh = lambda log: False,
 ) -> int:
     """Run cycles until SIGTERM or SIGINT, then return 0; with `once`, run one and return its exit code.
 
@@ -70,7 +76,7 @@ def run_loop(
         status.started()
         clock.listener = status.progress
         try:
-            return _turns(load, clock, log, status, once, only_plan, max_failures)
+            return _turns(load, clock, log, status, once, only_plan, max_failures, refresh)
         finally:
             clock.listener = None
             status.ended()
@@ -84,12 +90,14 @@ def _turns(
     once: bool,
     only_plan: bool,
     max_failures: Optional[int],
+    refresh: Refresh,
 ) -> int:
     progress: Optional[Progress] = None
     while True:
         started = clock.monotonic()
         clock.wake_requested = False
         log.begin_run()
+        refresh(log)
         settings, fallbacks = load()
         report_fallbacks(fallbacks + status.cycle_started(settings), log)
         progress = Progress(progress)
@@ -108,7 +116,7 @@ def _turns(
             )
             return EXIT_FAILED
         give_back(progress.findings.session_count if progress.findings is not None else 0)
-        _sleep(clock, log, status, sleep_secs(clock.monotonic() - started, settings.interval_secs))
+        _sleep(clock, log, status, sleep_secs(clock.monotonic() - started, settings.interval_secs), refresh)
         if clock.stop_signal is not None:
             log.info("housekeeper.stopping", f"stopping on {signal_name(clock.stop_signal)}", signal=clock.stop_signal)
             return EXIT_OK
@@ -203,6 +211,7 @@ def _require_what_was_seen(settings: Settings, seen: Optional[Sighting]) -> None
 def _plan(settings: Settings, modified: Sequence[datetime], tended: Tended, snapshot: Snapshot, now: datetime) -> Plan:
     """Raises Held, ClockDoubtful."""
     limit_bytes, age_days = settings.max_storage_bytes, settings.max_age_days
+    require_file(settings)
     snapshot = tended.after(snapshot)
     if limit_bytes is None:
         return plan_nothing(snapshot)
@@ -234,8 +243,8 @@ def _purpose(settings: Settings) -> str:
     return f"keeping {settings.storage_dir} below {' and '.join(limits)}"
 
 
-def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None:
-    _answer_hangup(clock, log)
+def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float, refresh: Refresh) -> None:
+    _answer_hangup(clock, log, refresh)
     if clock.stopping:
         return
     status.sleeping(secs)
@@ -248,14 +257,15 @@ def _sleep(clock: Clock, log: EventLog, status: LoopStatus, secs: float) -> None
     while left > 0 and not clock.stopping and not clock.wake_requested:
         clock.sleep(min(left, status.nap_secs))
         status.progress()
-        _answer_hangup(clock, log)
+        _answer_hangup(clock, log, refresh)
         now = clock.monotonic()
         left, before = left - max(0.0, now - before), now
 
 
-def _answer_hangup(clock: Clock, log: EventLog) -> None:
+def _answer_hangup(clock: Clock, log: EventLog, refresh: Refresh) -> None:
     """In the middle of a cycle the log file follows its name by itself, within a second."""
     if clock.hung_up:
         clock.hung_up = False
         log.reopen()
         log.info("housekeeper.log_reopened", "SIGHUP: the log file is opened anew, and the loop goes on")
+        clock.wake_requested = refresh(log) or clock.wake_requested

@@ -67,6 +67,8 @@ def tend_orphans(
     What goes wrong is told in an event and in what is returned. Raised is only what the prune must not follow, or
     would fail from as well: missing evidence, a busy lock, an unreadable metadata.json; and Interrupted.
     """
+    if settings.held_by is not None and settings.held_by.remedy:
+        return Tended()  # the prune is held for it
     try:
         if settings.orphans.group is not None:
             return _adopt(settings.orphans.group, job, clock, log, only_plan, progress)

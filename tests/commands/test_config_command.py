@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,26 @@ def test_secrets_are_not_shown() -> None:
 def test_another_prefix_is_the_one_that_is_explained() -> None:
     found = explained(env={"STORAGE_MANAGER_ENV_PREFIX": "GOFR_DOC", "GOFR_DOC_KEEP_LAST": "7"})
     assert {"variable": "GOFR_DOC_KEEP_LAST", "value": "7", "source": "environment", "problem": ""} in found["settings"]
+
+
+def test_what_the_environment_file_sets_comes_from_there(tmp_path: Path) -> None:
+    path = tmp_path / "limits.env"
+    path.write_text("GOFR_DIG_MAX_STORAGE_MB='5G'\nGOFR_DIG_KEEP_LAST=7\nGOFR_DIG_SEQ_API_KEY=the-key\n")
+    env = {"GOFR_DIG_KEEP_LAST": "8"}
+    found = explained("--env-file", path, env=env)
+    assert found["env_file"] == str(path)
+    assert row(found, "MAX_STORAGE_MB") == ("5G", "file", "")
+    assert row(found, "KEEP_LAST") == ("8", "environment, not file", "")
+    assert row(found, "SEQ_API_KEY") == ("(not shown)", "file", "")
+    assert row(found, "ENV_FILE") == (str(path), "--env-file", "")
+    text = run_tool("config", env={**env, "GOFR_DIG_ENV_FILE": str(path)}).stdout
+    assert f"file     {path}\n" in text and "the-key" not in text
+    assert re.search(r"^GOFR_DIG_ENV_FILE +environment +/", text, re.MULTILINE)
+
+
+def test_an_environment_file_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:
+    found = explained("--env-file", tmp_path / "none", exit_code=1)
+    assert "ENOENT" in row(found, "ENV_FILE")[2] and "nothing is deleted" in row(found, "ENV_FILE")[2]
+    text = run_tool("config", "--env-file", tmp_path / "none").stdout
+    assert "run-loop deletes nothing until --env-file is corrected" in text
+    assert explained()["env_file"] is None

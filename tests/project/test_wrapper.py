@@ -130,6 +130,19 @@ def test_env_after_the_command_does_not_quietly_mean_nothing(tree: Path) -> None
     assert run(tree, "list", "--env", "PROD").returncode == 64
 
 
+@pytest.mark.parametrize("form", ["--env-file {}", "--env-file={}"])
+def test_the_loops_own_environment_file_stands_behind_the_command(tree: Path, tmp_path: Path, form: str) -> None:
+    (tmp_path / "settings").mkdir()
+    path = tmp_path / "settings" / "limits.env"
+    path.write_text("GOFR_DIG_KEEP_LAST=7\nGOFR_DIG_MAX_STORAGE_MB=7G\n")
+    done = run(tree, "--env", "PROD", "run-loop", "--once", *form.format(path).split())
+    assert done.returncode == 0
+    assert started(done) == ("PROD", f"{tree}/data/storage")
+    assert event(done.stderr, "housekeeper.started")["keep_last"] == 7
+    # project.env sets the limit.
+    assert event(done.stderr, "housekeeper.setting_overruled")["variables"] == ["GOFR_DIG_MAX_STORAGE_MB"]
+
+
 DERIVED = """
 export GOFR_DIG_DATA=${GOFR_DIG_DATA:-%s/$GOFR_DIG_ENV}
 GOFR_DIG_STORAGE=$GOFR_DIG_DATA/sessions
