@@ -11,6 +11,8 @@ from storage_manager.base.errors import describe_errno
 from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
 from storage_manager.config import (
+    DEFAULT,
+    DEFAULT_MAX_STORAGE_MB,
     NAMES,
     NONE,
     PREFIX_VARIABLE,
@@ -52,6 +54,7 @@ class EnvFile:
         self._values: Optional[dict[str, str]] = None
         """None: it has never been whole."""
         self._first: Optional[Settings] = None
+        self._has_set_limit = False
         self._told: list[str] = []
         self.overruled: list[str] = []
         """Names in it that the environment decides about."""
@@ -81,6 +84,11 @@ class EnvFile:
                 is_error=True,
                 remedy=f"Restart the loop, or name {first.storage_dir} in {self._path} again",
             )
+        elif settings.limit_source == DEFAULT and self._has_set_limit and held is None:
+            # A line that was deleted by mistake must not make a limit of 50 GB one of 1 GB.
+            reason = f"{self._path} has set it until now"
+            held = Fallback(settings.limit_variable, "not set", str(DEFAULT_MAX_STORAGE_MB), reason, is_error=True)
+        self._has_set_limit = self._has_set_limit or settings.limit_variable in (self._values or ())
         kept = {field: getattr(first, field) for field in _KEPT_FIELDS}
         from_file = frozenset(self._values or ())
         return settings._replace(**kept, env_file=self._path, from_file=from_file, held_by=held)

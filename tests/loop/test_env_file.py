@@ -195,6 +195,23 @@ def test_without_any_good_settings_every_deletion_is_held(path: Path, log_path: 
     assert settings_of(file).held_by is None and settings_of(file).max_storage_bytes == 50 << 30
 
 
+def test_a_limit_that_is_gone_from_the_file_is_not_the_default_without_a_restart(path: Path, log_path: Path) -> None:
+    write(path, f"{LIMIT}=50G")
+    file = env_file(path)
+    assert settings_of(file).held_by is None
+    write(path, f"{KEEP}=1")
+    for _ in range(2):
+        told(file, log_path)
+        settings = settings_of(file)
+        assert settings.held_by is not None and settings.held_by.variable == LIMIT and not settings.held_by.remedy
+        assert "has set it until now" in settings.held_by.reason
+    write(path, f"{LIMIT}=40G")
+    told(file, log_path)
+    assert settings_of(file).held_by is None
+    write(path, f"{KEEP}=1")
+    assert settings_of(env_file(path)).held_by is None  # a restart means the default
+
+
 def test_another_store_in_the_file_holds_every_deletion(tmp_path: Path, path: Path) -> None:
     store, limit = f"{DEFAULT_PREFIX}_STORAGE", f"{LIMIT}=1B"
     write(path, f"{store}={tmp_path}/a", limit)
