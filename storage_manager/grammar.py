@@ -267,6 +267,7 @@ COMMANDS = (
             examples=("storage_manager history --since 7d",
                       "storage_manager history --session 0b9e2f6c-8d0c-4a53-9f0e-3c1d6a7b5e42")),
     Command("health", "whether run-loop does its work: one sentence, exit code 0 or 1", _health, "health", quiet=True,
+            told_in_result=("storage_manager.health.unhealthy",),
             examples=("storage_manager health",
                       "storage_manager health --json")),
     Command("config", "the settings in force, where each comes from, and what is wrong", _config, "config",

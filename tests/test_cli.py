@@ -475,10 +475,10 @@ def test_on_a_terminal_what_is_odd_stands_once_and_behind_the_answer(storage: Pa
         (storage / f"{uuid.uuid4()}.json").symlink_to("x")
     exit_code, _, shown = on_terminal(*words, "--storage-dir", storage, both=True)
     assert exit_code == 0 and shown.count("WARNING") == 1
-    assert " WARNING 2 not a file, 0 B: " in shown.splitlines()[-1]
+    assert " WARNING 2 blobs of the wrong type, 0 B: " in shown.splitlines()[-1]
     exit_code, stdout, shown = on_terminal(*words, "--storage-dir", storage)
     assert exit_code == 0 and shown.count("WARNING") == 1 and stdout
-    assert " WARNING 2 not a file, 0 B: " in shown
+    assert " WARNING 2 blobs of the wrong type, 0 B: " in shown
 
 
 def test_on_a_terminal_why_a_command_failed_stands_behind_what_is_odd(storage: Path) -> None:
@@ -488,7 +488,7 @@ def test_on_a_terminal_why_a_command_failed_stands_behind_what_is_odd(storage: P
     (storage / f"{uuid.uuid4()}.json").symlink_to("x")
     exit_code, _, shown = on_terminal("prune-size", "--max-mb", "1500B", "--storage-dir", storage, both=True)
     odd, why = shown.splitlines()
-    assert exit_code == 1 and " WARNING 1 not a file" in odd and " have no blob" in why
+    assert exit_code == 1 and " WARNING 1 blob of the wrong type" in odd and " have no blob" in why
 
 
 def test_a_table_with_a_limit_says_on_a_terminal_alone_how_many_are_not_shown(storage: Path) -> None:

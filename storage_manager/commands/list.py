@@ -19,6 +19,10 @@ from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_unknown_group, take_snapshot
 
 _ROW = "{:<36}  {:<19}  {:>12}  {:>10}  {:<9}  {}"
+# On a terminal that is not wide enough for that, with the start of the group's name: what says most.
+_WIDE_COLUMNS = 110
+_NARROW_ROW = "{:<36}  {:<16}  {:>8}  {}"
+_NARROW_COLUMNS = 66
 
 # Among equals, the oldest comes first.
 _KEYS: dict[str, Callable[[Session], Any]] = {
@@ -78,8 +82,10 @@ def _sorted(snapshot: Snapshot, args: argparse.Namespace) -> list[Session]:
 def _print(
     sessions: Sequence[Session], dangling: Collection[str], args: argparse.Namespace, now: datetime, out: Output
 ) -> None:
+    columns = out.columns or _WIDE_COLUMNS
     if args.verbose and not args.json:
-        out.line(_ROW.format("GUID", "CREATED (UTC)", "AGE", "SIZE", "STATE", "GROUP"))
+        header = ("GUID", "CREATED (UTC)", "AGE", "SIZE", "STATE", "GROUP")
+        out.line(_fitting(header, columns))
     for session in sessions:
         if not out.is_open:
             break
@@ -87,7 +93,7 @@ def _print(
         if args.json:
             out.line(_json(session, state))
         elif args.verbose:
-            out.line(_row(session, state, now))
+            out.line(_row(session, state, now, columns))
         else:
             out.line(session.guid)
 
@@ -113,9 +119,9 @@ def _json(session: Session, state: str) -> str:
     )
 
 
-def _row(session: Session, state: str, now: datetime) -> str:
+def _row(session: Session, state: str, now: datetime, columns: int) -> str:
     created = f"{session.created_at:%H:%M:%S}"  # strftime does not pad years before 1000
-    return _ROW.format(
+    row = (
         session.guid,
         f"{session.created_at.date().isoformat()} {created}",
         quantity.age(session.created_at, now),
@@ -123,3 +129,13 @@ def _row(session: Session, state: str, now: datetime) -> str:
         state,
         "-" if session.group is None else printable(session.group, 60),
     )
+    return _fitting(row, columns)
+
+
+def _fitting(row: tuple[str, str, str, str, str, str], columns: int) -> str:
+    """As much of a row as so many columns have room for."""
+    if columns >= _WIDE_COLUMNS:
+        return _ROW.format(*row)
+    guid, created, _, size, state, group = row
+    size = state if state == "dangling" else size
+    return _NARROW_ROW.format(guid, created[:16], size, printable(group, max(5, columns - _NARROW_COLUMNS)))

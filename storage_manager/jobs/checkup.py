@@ -19,13 +19,11 @@ from storage_manager.store.inventory import IN_FLIGHT_AGE
 from storage_manager.store.names import ASIDE_PREFIX, LOCK_NAME
 from storage_manager.store.snapshot import (
     ANOMALY_KINDS,
-    CORRUPT,
+    ANOMALY_NOUNS,
     DANGLING,
     FUTURE,
     IN_FLIGHT,
-    NOT_A_FILE,
     ORPHAN,
-    UNREADABLE,
     Anomaly,
     Session,
     Snapshot,
@@ -40,13 +38,7 @@ AHEAD = "ahead"
 
 
 NOUNS = {
-    ORPHAN: "orphan",
-    IN_FLIGHT: "blob in flight",
-    DANGLING: "dangling entry",
-    CORRUPT: "corrupt entry",
-    NOT_A_FILE: "blob that is not a file",
-    UNREADABLE: "unreadable blob",
-    FUTURE: "session of the future",
+    **ANOMALY_NOUNS,
     LEFTOVER: "left-over file",
     LOCK: "lock",
     DRIFT: "blob of another size than declared",

@@ -18,7 +18,17 @@ CORRUPT = "corrupt"
 NOT_A_FILE = "not_a_file"
 UNREADABLE = "unreadable"
 FUTURE = "future"
-ANOMALY_KINDS = (ORPHAN, IN_FLIGHT, DANGLING, CORRUPT, NOT_A_FILE, UNREADABLE, FUTURE)
+ANOMALY_NOUNS = {
+    ORPHAN: "orphan",
+    IN_FLIGHT: "blob in flight",
+    DANGLING: "dangling entry",
+    CORRUPT: "corrupt entry",
+    NOT_A_FILE: "blob of the wrong type",
+    UNREADABLE: "unreadable blob",
+    FUTURE: "session of the future",
+}
+"""What people call one of a kind, in the order in which the kinds are told."""
+ANOMALY_KINDS = tuple(ANOMALY_NOUNS)
 
 # Clocks of hosts that share a store differ by less.
 FUTURE_AGE = timedelta(minutes=10)

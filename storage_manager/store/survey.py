@@ -18,7 +18,7 @@ from storage_manager.store.document import visit_members
 from storage_manager.store.inventory import Inventory
 from storage_manager.store.names import METADATA_NAME, is_blob_name
 from storage_manager.store.reading import READ_PATIENCE_SECS, Reading, read_stable
-from storage_manager.store.snapshot import ANOMALY_KINDS, DANGLING, FUTURE, IN_FLIGHT, Snapshot
+from storage_manager.store.snapshot import ANOMALY_KINDS, ANOMALY_NOUNS, DANGLING, FUTURE, IN_FLIGHT, Snapshot
 
 # A report names this many of a kind; thousands of orphans, found again each hour, must not fill the log.
 EXAMPLES = 5
@@ -136,7 +136,7 @@ def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog, told: O
         emit = log.info if kind in (IN_FLIGHT, DANGLING) else log.warning
         emit(
             "storage_manager.anomaly",
-            f"{count:,} {kind.replace('_', ' ')}, {quantity.size(size_bytes)}: {', '.join(names[kind][:2])}"
+            f"{quantity.counted(count, ANOMALY_NOUNS[kind])}, {quantity.size(size_bytes)}: {', '.join(names[kind][:2])}"
             + (", ..." if count > 2 else ""),
             kind=kind,
             count=count,

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from client import Client
-from stores import blobs, event, events, leftovers, make_store, read_entries, run_tool, write_entries
+from stores import blobs, command, event, events, leftovers, make_store, read_entries, run_tool, write_entries
+from terminals import Terminal
 
 CORRUPT_GUID = "22222222-2222-4222-8222-222222222222"
 DANGLING_GUID = "33333333-3333-4333-8333-333333333333"
@@ -579,3 +580,14 @@ def test_stats_says_who_holds_the_lock(storage: Path) -> None:
     assert re.search(rf"^Lock +process {os.getpid()} on .* \(purge\), since 2026-11-27T03:00:00Z", told, re.MULTILINE)
     (storage / ".prune_size.lock").write_text(json.dumps({**line, "pid": 2**22 + 1}))
     assert "Lock" not in run_tool("stats", "--storage-dir", storage).stdout
+
+
+@pytest.mark.parametrize(("columns", "fits"), [(80, True), (72, True), (120, False)])
+def test_on_a_narrow_terminal_the_table_of_list_fits(storage: Path, columns: int, fits: bool) -> None:
+    guids = make_store(storage, 3, group="a group with a very long name")
+    (storage / f"{guids[0]}.json").unlink()
+    with Terminal(command("list", "--verbose", "--storage-dir", storage), columns=columns) as terminal:
+        assert terminal.end() == 0
+    lines = [line for line in terminal.screen if any(guid in line for guid in guids)]
+    assert len(lines) == 3 and all(len(line) <= columns for line in lines) is fits
+    assert ("a group with a very long name" in lines[1]) is not fits and "dangling" in lines[0]
