@@ -10,7 +10,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from math import inf
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Optional, TypeVar
 
 from storage_manager import __version__
@@ -308,11 +307,15 @@ class _Parser(argparse.ArgumentParser):
         raise WrongUsage(self, message)
 
     def format_usage(self) -> str:
+        from shutil import get_terminal_size
+
         from storage_manager.usage.page import synopsis
 
         return synopsis(_outline(self), get_terminal_size().columns) + "\n"
 
     def format_help(self) -> str:
+        from shutil import get_terminal_size
+
         from storage_manager.usage.page import page
 
         columns, rows = get_terminal_size()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 from typing import Any, Optional, TextIO
 
@@ -50,7 +49,11 @@ class Output:
             is_terminal = self._stream is not None and self._stream.isatty()
         except ValueError:  # it has been closed
             return None
-        return shutil.get_terminal_size() if is_terminal else None
+        if not is_terminal:
+            return None
+        from shutil import get_terminal_size  # with all compressions: a probe, and what has no terminal, needs none
+
+        return get_terminal_size()
 
     def line(self, text: str) -> None:
         self._write(text + "\n")

@@ -11,8 +11,9 @@ BYTES_PER_MB = 1024 * 1024
 
 # The largest file system Linux knows holds 8 EiB; a larger size is a slip of the keyboard.
 LARGEST_SIZE_BYTES = 1 << 63
-_NUMBER = re.compile(r"\+?(\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,4})?", re.ASCII)
-_SIZE = re.compile(rf"({_NUMBER.pattern})\s*([A-Za-z]*)", re.ASCII)
+# Compiled when they are needed, which is not at each start: that takes longer than most commands' work.
+_NUMBER = r"\+?(\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,4})?"
+_SIZE = rf"({_NUMBER})\s*([A-Za-z]*)"
 _UNITS = {"": BYTES_PER_MB, "b": 1}
 
 for _power, _letter in enumerate("kmgtpe", start=1):
@@ -27,7 +28,7 @@ LONGEST_DURATION_SECS = 100 * 366 * 86_400
 def parse_number(text: str, at_least: float = 0.0, at_most: float = math.inf) -> float:
     """A finite decimal number. Raises ValueError with what is wrong with it."""
     text = text.strip()
-    if _NUMBER.fullmatch(text) is None:
+    if re.fullmatch(_NUMBER, text, re.ASCII) is None:
         raise ValueError("it is not a plain number")
     number = float(text)
     if not math.isfinite(number):
@@ -80,7 +81,7 @@ def parse_share(text: str) -> Share:
 
 def parse_size_bytes(text: str) -> int:
     """A size above zero in bytes: a plain number is MB; units are powers of 1024 (512M, 10GB, 50Gi, 1.5 GiB)."""
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip(), re.ASCII)
     if match is None:
         raise ValueError("it is not a size such as 512, 512M, 10GB or 1.5 GiB")
     unit = _UNITS.get(match.group(3).lower())
@@ -99,7 +100,7 @@ def parse_duration_secs(text: str) -> float:
 
     Raises ValueError with what is wrong with it. A number without a unit is refused: each reader would take another.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip(), re.ASCII)
     if match is None:
         raise ValueError("it is not a length of time such as 7d, 12h, 30m or 2w")
     unit = match.group(3)
