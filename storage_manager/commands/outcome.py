@@ -74,11 +74,12 @@ def _show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, now: datetim
     if as_json:
         out.json(_json(outcome, job, verbose))
         return
-    lines = _lines(outcome, verbose)
     if outcome.dry_run:
         out.line(sentence(outcome))
-        lines = preview(outcome.plan, lines, now, verbose, out.terminal_size)
     if outcome.dry_run or verbose:
+        lines = _lines(outcome, verbose)
+        if outcome.dry_run:
+            lines = preview(outcome.plan, lines, now, verbose, out.terminal_size)
         for line in lines:
             if not out.is_open:
                 break
