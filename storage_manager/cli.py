@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 
 _LOOP = "run-loop"
 
-# In the loop's text log the end of a cycle says the same.
-_TOLD_BY_CYCLE = ("storage_manager.prune.summary", "storage_manager.prune.target_unmet")
-
 Run = Callable[[argparse.Namespace, Context], int]
 
 
@@ -202,7 +199,8 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
     logger = build_logger(stream, as_json, level)
     told = args.chosen.told_in_result if on_terminal and sys.stdout is not None and sys.stdout.isatty() else ()
     if args.command == _LOOP and not as_json:
-        told = _TOLD_BY_CYCLE
+        for handler in logger.handlers:
+            handler.addFilter(_without_repetition())
     if told:
         for handler in logger.handlers:
             handler.addFilter(lambda record: getattr(record, "event", None) not in told)
@@ -214,6 +212,23 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
                 Fallback(f"{settings.prefix}_LOG_FILE", printable(settings.log_file, 200), "no log file", problem)
             )
     return logger, fallbacks
+
+
+def _without_repetition() -> Callable[[logging.LogRecord], bool]:
+    """For the loop's text log: the end of a cycle is left out if it only says what the summary has just said.
+
+    Not the other way round: a cycle that a signal cuts short has a summary alone.
+    """
+    said = ""
+
+    def passes(record: logging.LogRecord) -> bool:
+        nonlocal said
+        event = getattr(record, "event", None)
+        if event == "storage_manager.prune.summary":
+            said = record.getMessage()
+        return event != "housekeeper.cycle_ok" or record.getMessage() != said
+
+    return passes
 
 
 def _at_a_terminal(args: argparse.Namespace, logger: logging.Logger, clock: Clock) -> Optional[HeldBack]:

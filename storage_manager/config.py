@@ -20,7 +20,7 @@ from storage_manager.base.quantity import (
     parse_size_bytes,
     size,
 )
-from storage_manager.base.text import is_name, printable
+from storage_manager.base.text import is_name, nearest, printable
 from storage_manager.seq.server import Secret, SeqServer, seq_server
 
 PREFIX_VARIABLE = "STORAGE_MANAGER_ENV_PREFIX"
@@ -489,9 +489,7 @@ def _meant(name: str) -> Optional[str]:
             return known
     if not any(name[:1] == known[:1] and abs(len(name) - len(known)) <= 4 for known in NAMES):
         return None
-    from difflib import get_close_matches  # few environments have a name that comes so near
-
-    return next(iter(get_close_matches(name, NAMES, 1, _ALIKE)), None)
+    return nearest(name, NAMES, _ALIKE)
 
 
 def _interval_mins(text: str) -> float:

@@ -87,8 +87,7 @@ def away_from_the_default_store(tmp_path_factory: pytest.TempPathFactory, monkey
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What main() does to a process it thinks is its own, undone."""
-    for name in ("raiseExceptions", "logThreads", "logProcesses", "logMultiprocessing"):
-        monkeypatch.setattr(logging, name, getattr(logging, name))
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
     handlers = [(number, signal.getsignal(number)) for number in HANDLED]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     wakeup = signal.set_wakeup_fd(-1)

@@ -14,14 +14,20 @@ RESULT_DEPTH = 16
 EVENT_DEPTH = 4
 
 _compact = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
-# The encoder makes this anew for each value, which takes as long as encoding an event.
-_chunks: Callable[[Any, int], Iterable[str]] = (
-    json.encoder.c_make_encoder(  # type: ignore[attr-defined]
-        None, _compact.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False
-    )
-    if getattr(json.encoder, "c_make_encoder", None)
-    else lambda value, level: _compact.iterencode(value)
-)
+
+
+def _make_chunks() -> Callable[[Any, int], Iterable[str]]:
+    """What JSONEncoder makes anew for each value, which takes as long as encoding an event."""
+    try:
+        made: Callable[[Any, int], Iterable[str]] = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+            None, _compact.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False
+        )
+    except (AttributeError, TypeError):  # not in public: another Python may have it otherwise, or not at all
+        return lambda value, level: _compact.iterencode(value)
+    return made
+
+
+_chunks = _make_chunks()
 
 
 def compact(value: Any) -> str:

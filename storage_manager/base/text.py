@@ -31,8 +31,8 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def nearest(word: str, known: Iterable[str]) -> Optional[str]:
-    """The one of `known` that was probably meant by `word`, or None."""
+def nearest(word: str, known: Iterable[str], alike: float = 0.6) -> Optional[str]:
+    """The one of `known` that was probably meant by `word`, or None. `alike`, of 1, is how near it must come."""
     from difflib import get_close_matches  # only a slip needs it
 
-    return next(iter(get_close_matches(word, known, 1)), None)
+    return next(iter(get_close_matches(word, list(known), 1, alike)), None)

@@ -27,9 +27,8 @@ from storage_manager.base.log import EventLog, add_log_file, build_logger, close
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """build_logger() sets these for the process it thinks is its own."""
-    for name in ("raiseExceptions", "logThreads", "logProcesses", "logMultiprocessing"):
-        monkeypatch.setattr(logging, name, getattr(logging, name))
+    """build_logger() sets this for the process it thinks is its own."""
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
 
 
 class Recorder:

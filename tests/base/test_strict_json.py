@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from storage_manager.base.strict_json import json_text
+from storage_manager.base import strict_json
+from storage_manager.base.strict_json import compact, json_text
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
@@ -37,3 +38,17 @@ def test_json_escapes_every_control_character(text: str) -> None:
     encoded = json_text(text)
     assert encoded.isprintable()
     assert json.loads(encoded) == text
+
+
+@pytest.mark.parametrize("other", [None, lambda: None])
+def test_a_python_whose_encoder_is_made_otherwise_gives_the_same_events(
+    other: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = {"a": [1, 2.5, None, True], "b": {"ö": "\ud800\n"}}
+    monkeypatch.setattr(json.encoder, "c_make_encoder", other)
+    made = strict_json._make_chunks()
+    assert made is not strict_json._chunks
+    assert "".join(made(value, 0)) == compact(value)
+    for refused in (float("nan"), {1, 2}):
+        with pytest.raises((ValueError, TypeError)):
+            "".join(made(refused, 0))

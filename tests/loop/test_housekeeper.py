@@ -531,6 +531,21 @@ def test_the_text_log_of_a_cycle_says_each_thing_once(storage: Path) -> None:
     assert "prune.summary" in run_tool("run-loop", "--once", "--storage-dir", storage).stderr
 
 
+def test_the_text_log_of_a_cycle_that_is_cut_short_has_its_summary(storage: Path) -> None:
+    make_store(storage, 600, size=1000)
+    words = ("run-loop", "--once", "--log-format", "text", "--storage-dir", str(storage))
+    env = clean_environment({"GOFR_DIG_MAX_STORAGE_MB": "1000B"})
+    with subprocess.Popen(command(*words), stderr=subprocess.PIPE, env=env, text=True) as process:
+        assert process.stderr is not None
+        # The pipe has no room for 599 lines, so the prune cannot be over before they are read.
+        next(line for line in process.stderr if ".json (" in line)
+        process.send_signal(signal.SIGTERM)
+        lines = process.stderr.read().splitlines()
+    deleted = 1 + sum(".json (" in line for line in lines)
+    assert 0 < deleted < 599
+    assert sum(f"deleted {deleted} sessions, " in line for line in lines) == 1
+
+
 def test_decimals_and_units_are_usable(storage: Path) -> None:
     make_store(storage, 1)
     usable = {

@@ -37,9 +37,8 @@ PASSWORD = "Pa55-that-must-not-show"
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """build_logger() sets these for the process it thinks is its own."""
-    for name in ("raiseExceptions", "logThreads", "logProcesses", "logMultiprocessing"):
-        monkeypatch.setattr(logging, name, getattr(logging, name))
+    """build_logger() sets this for the process it thinks is its own."""
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
 
 
 @pytest.fixture(autouse=True)
