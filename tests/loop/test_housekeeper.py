@@ -543,7 +543,8 @@ def test_the_text_log_of_a_cycle_that_is_cut_short_has_its_summary(storage: Path
         lines = process.stderr.read().splitlines()
     deleted = 1 + sum(".json (" in line for line in lines)
     assert 0 < deleted < 599
-    assert sum(f"deleted {deleted} sessions, " in line for line in lines) == 1
+    told = f"deleted {deleted} session{'s' if deleted > 1 else ''}, "
+    assert sum(told in line for line in lines) == 1
 
 
 def test_decimals_and_units_are_usable(storage: Path) -> None:
