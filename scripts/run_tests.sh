@@ -22,6 +22,9 @@ if ! "$venv/bin/python" -c 'import pytest' 2>/dev/null; then
     fail "cannot install pytest: check the network, or install pytest into $venv by hand"
 fi
 cd -- "$root"
+# Bytecode is made once, not by each of the thousands of processes that the tests start.
+unset PYTHONDONTWRITEBYTECODE
+"$venv/bin/python" -m compileall -q storage_manager
 case "$*" in
 "" | --thorough) exec "$venv/bin/python" tests/support/parallel.py "$@" ;;
 *) exec "$venv/bin/python" -m pytest "$@" ;;

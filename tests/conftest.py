@@ -31,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--cases", type=int, help="how many seeds each random search tries (default: its own number)")
 
 
+def pytest_collection_finish() -> None:
+    """What pytest has made is no garbage, and takes long to look through: the loop does so after each cycle."""
+    gc.freeze()
+
+
 # Without --thorough: one seed or case in so many, and of an exhaustive search so many executions.
 FEWER = 4
 SAMPLE = 60

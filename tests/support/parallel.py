@@ -85,7 +85,10 @@ def main(arguments: list[str]) -> int:
 
 def _start(directory: Path, report: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
     environment = {**os.environ, CLAIMS: str(directory)}
-    command = [sys.executable, "-m", "pytest", "-p", "parallel", "-q", "-rs", "-p", "no:cacheprovider", *arguments]
+    # Each has temporary files of its own: pytest's common directory is cleared up by each of them, at the same time.
+    temporary = ["--basetemp", str(report) + ".files", "-o", "tmp_path_retention_policy=failed"]
+    options = ["-p", "parallel", "-q", "-rs", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *temporary, *arguments]
     with open(report, "wb") as file:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
 
