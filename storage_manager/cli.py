@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Optional
 
 from storage_manager.base.clock import Clock
+from storage_manager.base.colour import is_wanted
 from storage_manager.base.errors import (
     EXIT_FAILED,
     EXIT_OK,
@@ -105,7 +106,7 @@ def _main(arguments: list[str], clock: Clock) -> int:
         _ship(logger, log, settings)
     if args.command == _LOOP and settings.seq is not None:
         from storage_manager.seq import ingest  # noqa: F401  # later, the archive may be another one
-    out = Output(sys.stdout, args.chosen.only_tells)
+    out = Output(sys.stdout, args.chosen.only_tells, args.color)
     held_back = _at_a_terminal(args, logger, clock)
     try:
         # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.
@@ -196,7 +197,7 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
     else:
         # A person at a terminal reads the result; the loop has no other result than its events.
         level = logging.WARNING if args.chosen.quiet or on_terminal and args.command != _LOOP else settings.log_level
-    logger = build_logger(stream, as_json, level)
+    logger = build_logger(stream, as_json, level, is_wanted(args.color, on_terminal, os.environ))
     told = args.chosen.told_in_result if on_terminal and sys.stdout is not None and sys.stdout.isatty() else ()
     if args.command == _LOOP and not as_json:
         for handler in logger.handlers:

@@ -413,6 +413,10 @@ def _add_global_options(parser: argparse._ActionsContainer, default: Optional[st
         help=f"of stderr: {', '.join(LEVELS)} [{DEFAULT_PREFIX}_LOG_LEVEL]",
     )  # fmt: skip
     parser.add_argument(
+        "--color", choices=("auto", "always", "never"), default=default,
+        help="auto: on a terminal, unless NO_COLOR is set",
+    )  # fmt: skip
+    parser.add_argument(
         "-q", "--quiet", action="store_true", default=False if default is None else default,
         help="only warnings and errors on stderr",
     )  # fmt: skip

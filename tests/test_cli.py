@@ -73,7 +73,9 @@ FLAGS = {
     "completion": [],
     "help": [],
 }  # fmt: skip
-GLOBAL_FLAGS = ["--storage-dir", "--data-root", "--gofr-dig-env", "--log-format", "--log-level", "--quiet", "--help"]
+GLOBAL_FLAGS = [
+    "--storage-dir", "--data-root", "--gofr-dig-env", "--log-format", "--log-level", "--color", "--quiet", "--help",
+]  # fmt: skip
 
 HOSTILE = "\x1b[31m\x07\r\x9b2J\x7f\u202eevil\u2028\ud800\udcff"
 """What a name may hold and a terminal must not get."""
@@ -299,7 +301,7 @@ def test_the_level_of_the_option_wins_over_that_of_the_environment(storage: Path
 def test_the_log_format_of_the_option_wins_over_that_of_the_environment(storage: Path) -> None:
     make_store(storage, 1)
     text = run_tool("list", "--storage-dir", storage, env={"GOFR_DIG_LOG_JSON": "false"}).stderr
-    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO ", text)
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ INFO ", text)
     done = run_tool("list", "--storage-dir", storage, "--log-format", "json", env={"GOFR_DIG_LOG_JSON": "false"})
     assert strict(done.stderr)
     done = run_tool("list", "--storage-dir", storage, "--log-format", "text")
@@ -462,7 +464,51 @@ def test_on_a_terminal_a_one_shot_command_shows_warnings_only_and_as_text(storag
     make_store(storage / "empty" / "sessions", 1)
     exit_code, stdout, shown = on_terminal("list", "--storage-dir", storage / "empty")
     assert (exit_code, stdout) == (0, "")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d WARNING .*sessions\?\n", shown)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ WARNING .*sessions\?\n", shown)
+
+
+SHOWN = "\x1b[31m"  # what is over a limit, and an unhealthy verdict
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "is_coloured"),
+    [
+        ((), {}, True),
+        (("--color", "auto"), {}, True),
+        ((), {"NO_COLOR": "1"}, False),
+        (("--color", "always"), {"NO_COLOR": "1"}, True),
+        (("--color", "never"), {}, False),
+        ((), {"TERM": "dumb"}, False),
+        ((), {"TERM": ""}, False),
+    ],
+)
+def test_a_terminal_is_shown_colours_unless_somebody_does_not_want_them(
+    storage: Path, words: tuple[str, ...], variables: dict[str, str], is_coloured: bool
+) -> None:
+    make_store(storage, 2, size=1000)
+    orphan = storage / f"{uuid.uuid4()}.json"
+    orphan.write_bytes(b"x")
+    os.utime(orphan, (0, 0))
+    env = {"GOFR_DIG_MAX_STORAGE_MB": "1000B", "TERM": "xterm", "NO_COLOR": "", **variables}
+    for command_name in ("stats", "health"):
+        _, _, shown = on_terminal(command_name, *words, "--storage-dir", storage, env=env, both=True)
+        assert (SHOWN in shown) is is_coloured, shown
+        assert is_coloured or "\x1b" not in shown
+    _, _, warned = on_terminal("list", *words, "--storage-dir", storage, env=env)
+    assert ("\x1b[33mWARNING\x1b[0m " in warned) is is_coloured
+
+
+def test_nothing_is_coloured_where_no_terminal_is_but_on_request(storage: Path) -> None:
+    make_store(storage, 2, size=1000)
+    env = {"GOFR_DIG_MAX_STORAGE_MB": "1000B", "TERM": "xterm", "NO_COLOR": ""}
+    plain = run_tool("stats", "--storage-dir", storage, env=env)
+    assert "\x1b" not in plain.stdout + plain.stderr
+    asked = run_tool("stats", "--color", "always", "--log-format", "text", "--storage-dir", storage, env=env).stdout
+    assert SHOWN in asked
+    assert asked.replace(SHOWN, "").replace("\x1b[0m", "") == plain.stdout
+    for words in (["stats", "--json"], ["list", "--json"], ["health", "--json"], ["check", "--json"]):
+        done = run_tool(*words, "--color", "always", "--storage-dir", storage, env=env)
+        assert "\x1b" not in done.stdout and "\x1b" not in done.stderr
 
 
 ODD = (["list"], ["stats"], ["purge", "--dry-run"], ["purge"], ["prune-size", "--max-mb", "1500B"])

@@ -8,6 +8,7 @@ import traceback
 from typing import Any, Optional
 
 from storage_manager.base import quantity
+from storage_manager.base.colour import BAD, DOUBTFUL, painted
 from storage_manager.base.strict_json import compact, may_have_surrogates, sayable
 from storage_manager.base.text import printable
 from storage_manager.base.times import from_timestamp, parse_time
@@ -107,9 +108,16 @@ class JsonFormatter(logging.Formatter):
 class TextFormatter(logging.Formatter):
     """A line for people: time, level, sentence; of a session, size, age and group as well."""
 
+    def __init__(self, has_colour: bool = False) -> None:
+        super().__init__()
+        self._has_colour = has_colour
+
     def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        return f"{stamp} {record.levelname:<7} {printable(record.getMessage())}{_session(record)}"
+        stamp = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(record.created))
+        level = f"{record.levelname:<7}"
+        if self._has_colour and record.levelno >= logging.WARNING:
+            level = painted(level, BAD if record.levelno >= logging.ERROR else DOUBTFUL)
+        return f"{stamp} {level} {printable(record.getMessage())}{_session(record)}"
 
 
 def _session(record: logging.LogRecord) -> str:

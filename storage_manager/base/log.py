@@ -191,14 +191,14 @@ class HeldBack:
         return True
 
 
-def build_logger(stream: Optional[TextIO], as_json: bool, level: int) -> logging.Logger:
+def build_logger(stream: Optional[TextIO], as_json: bool, level: int, has_colour: bool = False) -> logging.Logger:
     """A logger that writes events of `level` and above to `stream`; None when standard error is closed."""
     logging.raiseExceptions = False
     logger = logging.Logger(LOGGER_NAME, logging.DEBUG)
     if stream is not None:
         handler = StderrHandler(stream.fileno())
         handler.setLevel(level)
-        handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+        handler.setFormatter(JsonFormatter() if as_json else TextFormatter(has_colour))
         logger.addHandler(handler)
     logger.setLevel(level)
     return logger

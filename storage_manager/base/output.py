@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, Optional, TextIO
 
+from storage_manager.base.colour import is_wanted, painted
 from storage_manager.base.strict_json import json_text
 
 
@@ -17,8 +18,10 @@ class Output:
     a list. Who closes it for a command that deletes does not want to read what was deleted.
     """
 
-    def __init__(self, stream: Optional[TextIO], is_all: bool = False) -> None:
+    def __init__(self, stream: Optional[TextIO], is_all: bool = False, colour: Optional[str] = None) -> None:
+        """`colour`: what --color says."""
         self._stream = stream
+        self._has_colour = is_wanted(colour, self._is_terminal, os.environ)
         self.failure: Optional[OSError] = None
         """Why a line could not be written; None for a reader that has gone away."""
         if stream is None and is_all:
@@ -45,15 +48,22 @@ class Output:
     @property
     def terminal_size(self) -> Optional[os.terminal_size]:
         """None where it is no terminal."""
-        try:
-            is_terminal = self._stream is not None and self._stream.isatty()
-        except ValueError:  # it has been closed
-            return None
-        if not is_terminal:
+        if not self._is_terminal:
             return None
         from shutil import get_terminal_size  # with all compressions: a probe, and what has no terminal, needs none
 
         return get_terminal_size()
+
+    @property
+    def _is_terminal(self) -> bool:
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except ValueError:  # it has been closed
+            return False
+
+    def paint(self, text: str, colour: Optional[str]) -> str:
+        """`text` in a colour, where colours are wanted."""
+        return painted(text, colour) if self._has_colour and colour is not None else text
 
     def line(self, text: str) -> None:
         self._write(text + "\n")

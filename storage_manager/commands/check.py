@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, Optional
 
 from storage_manager.base import quantity
+from storage_manager.base.colour import DOUBTFUL, GOOD
 from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, UsageError
 from storage_manager.base.text import is_name, printable
 from storage_manager.base.times import utc_text
@@ -114,7 +115,7 @@ def _print(result: _Result, verbose: bool, context: Context) -> None:
     if verbose and result.checkup.orphans:
         for line in ("", *_orphan_lines(result.checkup.orphans, context.clock.now()), ""):
             out.line(line)
-    out.line(_sentence(result))
+    out.line(out.paint(_sentence(result), GOOD if result.checkup.is_clean else DOUBTFUL))
 
 
 def _adoption_lines(result: _Result) -> Iterator[str]:

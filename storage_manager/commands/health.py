@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Optional
 
 from storage_manager.base import quantity
+from storage_manager.base.colour import BAD, GOOD
 from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, describe_errno
 from storage_manager.base.process import condition, this_boot
 from storage_manager.base.text import printable
@@ -30,9 +31,11 @@ def run(args: argparse.Namespace, context: Context) -> int:
 
         report_suspect(heartbeat.storage_dir, heartbeat.last_cycle.suggested_dirs, context.log)
     if problem is None and heartbeat is not None:
-        sentence, exit_code = f"healthy: {_facts(heartbeat, now)}", EXIT_OK
+        word, why, exit_code = "healthy", _facts(heartbeat, now), EXIT_OK
     else:
-        sentence, exit_code = f"unhealthy: {problem}", EXIT_FAILED
+        word, why, exit_code = "unhealthy", str(problem), EXIT_FAILED
+    sentence = f"{word}: {why}"
+    if exit_code != EXIT_OK:
         context.log.warning(
             "storage_manager.health.unhealthy",
             sentence,
@@ -49,7 +52,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
             }
         )
     else:
-        context.out.line(printable(sentence))
+        shown = context.out.paint(word, GOOD if exit_code == EXIT_OK else BAD)
+        context.out.line(f"{shown}: {printable(why)}")
     return exit_code
 
 

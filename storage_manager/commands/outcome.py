@@ -94,7 +94,8 @@ def _show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, now: datetim
 
 def _lines(outcome: Outcome, verbose: bool) -> Iterator[str]:
     for action, session, reason in _decisions(outcome, verbose):
-        created, size = utc_text(session.created_at)[:19], quantity.size(session.size_bytes)
+        created = utc_text(session.created_at.replace(microsecond=0))
+        size = quantity.size(session.size_bytes)
         yield f"{action:<6}  {session.guid}  {created}  {size:>10}  {reason}"
 
 

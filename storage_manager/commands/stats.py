@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
+from storage_manager.base.colour import BAD
 from storage_manager.base.errors import EXIT_OK
 from storage_manager.base.output import Output
 from storage_manager.base.text import printable
@@ -31,6 +32,8 @@ _NEXT = 3
 # A table of hundreds of groups would not fit on a screen; --json has them all.
 _GROUPS = 8
 _BAR_WIDTH = 20
+# The time from the oldest to the newest is shown in so many equal parts.
+_SLICES = 30
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         "storage_manager.stats.summary",
         f"{quantity.counted(facts['session_count'], 'session')}, {quantity.size(facts['usage_bytes'])} "
         f"of {limit_text(facts['limit_bytes'], facts['limit_source'])}",
-        **{name: value for name, value in facts.items() if name not in ("groups", "growth", "next", "lock")},
+        **{name: value for name, value in facts.items() if name not in ("ages", "groups", "growth", "next", "lock")},
     )
     return EXIT_OK
 
@@ -84,6 +87,7 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], clock: 
         "used_percent": None if limit_bytes is None else round(100 * usage / limit_bytes, 1),
         "oldest_created_at": utc_text(snapshot.sessions[0].created_at) if snapshot.sessions else None,
         "newest_created_at": utc_text(snapshot.sessions[-1].created_at) if snapshot.sessions else None,
+        "ages": _ages(snapshot.sessions),
         "groups": [
             {"group": name, "session_count": count, "session_bytes": size}
             for name, (count, size) in sorted(groups.items(), key=lambda item: (-item[1][1], item[0] or ""))
@@ -102,6 +106,21 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], clock: 
             for session in _next(snapshot, settings)
         ],
     }
+
+
+def _ages(sessions: Sequence[Session]) -> Optional[dict[str, Any]]:
+    """How many sessions there are of each part of the time from the oldest to the newest; None where they are of one
+    second."""
+    if not sessions:
+        return None
+    oldest = sessions[0].created_at
+    slice_secs = (sessions[-1].created_at - oldest).total_seconds() / _SLICES
+    if slice_secs * _SLICES < 1:
+        return None
+    counts = [0] * _SLICES
+    for session in sessions:
+        counts[min(_SLICES - 1, int((session.created_at - oldest).total_seconds() / slice_secs))] += 1
+    return {"slice_secs": round(slice_secs, 3), "session_counts": counts}
 
 
 def _lock(settings: Settings, clock: Clock) -> Optional[str]:
@@ -145,9 +164,12 @@ def _print(facts: dict[str, Any], snapshot: Snapshot, now: datetime, out: Output
         out.line(f"Usage      {quantity.size(usage)}; no limit: deletion is switched off")
     else:
         shown = limit_text(limit, facts["limit_source"])
-        over = f"{quantity.size(usage - limit)} over" if usage > limit else f"{facts['used_percent']} %"
+        over = f"{facts['used_percent']} %"
+        if usage > limit:
+            over = out.paint(f"{quantity.size(usage - limit)} over", BAD)
         out.line(f"Usage      {quantity.size(usage)} of {shown}, {over}")
-        out.line(f"           {tables.bar(usage, limit, out.encoding)}")
+        bar = tables.bar(usage, limit, out.encoding)
+        out.line(f"           {out.paint(bar, BAD if usage > limit else None)}")
     out.line(f"Sessions   {facts['session_count']:,}, {quantity.size(facts['session_bytes'])}")
     if facts["drift_bytes"]:
         direction = "more" if facts["drift_bytes"] > 0 else "less"
@@ -162,6 +184,9 @@ def _print(facts: dict[str, Any], snapshot: Snapshot, now: datetime, out: Output
         for name, session in (("Oldest", snapshot.sessions[0]), ("Newest", snapshot.sessions[-1])):
             moment = utc_text(session.created_at.replace(microsecond=0))
             out.line(f"{name}     {moment}  {quantity.age(session.created_at, now)}")
+    if facts["ages"] is not None:
+        columns = tables.columns_of(facts["ages"]["session_counts"], out.encoding)
+        out.line(f"By age     {columns}  oldest first, {quantity.duration(facts['ages']['slice_secs'])} each")
     for number, row in enumerate(facts["next"]):
         group = "-" if row["group"] is None else printable(row["group"], 20)
         out.line(f"{'' if number else 'Goes next':<11}{row['guid']}  {quantity.size(row['size_bytes'])}  {group}")
@@ -210,7 +235,7 @@ def _on_disk(usage: int, allocated: int, linked_count: int) -> Iterator[str]:
     """What deleting the blobs would free, where their sizes do not say it."""
     low, high = sorted((usage, allocated))
     if high - low >= _MUCH_BYTES and high >= _MUCH_FACTOR * low:
-        why = "blobs are sparse or compressed" if allocated < usage else "blobs are smaller than the disk's blocks"
+        why = "blobs are sparse or compressed" if allocated < usage else "small blobs fill whole blocks"
         yield f"{quantity.size(allocated)}: {why}; the limit counts sizes"
     if linked_count:
         yield f"{quantity.counted(linked_count, 'blob')} with another hard link: deleting them frees no space"

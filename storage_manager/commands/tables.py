@@ -18,6 +18,13 @@ def bar(part: int, whole: int, encoding: str, width: int = 30) -> str:
     return full * filled + empty * (width - filled)
 
 
+def columns_of(counts: Sequence[int], encoding: str) -> str:
+    """One character for each count, the higher the larger; a blank for none."""
+    levels = " ▁▂▃▄▅▆▇█" if "utf" in encoding.lower() else " .:-=+*#@"
+    most = max(counts, default=0) or 1
+    return "".join(levels[-(-count * (len(levels) - 1) // most)] for count in counts)
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], columns: Optional[int] = None) -> Iterator[str]:
     """Lines of a table with columns as wide as they need to be; columns whose header ends in `>` align right.
 

@@ -151,7 +151,9 @@ def trouble(heartbeat: Heartbeat, now: datetime, process_condition: str) -> Opti
         if found is not None:
             return found
     if heartbeat.failures >= (heartbeat.max_failures or FAILURES):
-        return f"{_failed(heartbeat)}{_last_words(heartbeat)}"
+        success = heartbeat.last_success_at
+        before = "" if success is None else f" (the last success was {ago(success, now)} ago, {_moment(success)})"
+        return f"{_failed(heartbeat)}{before}{_last_words(heartbeat)}"
     return None
 
 

@@ -46,7 +46,7 @@ def _page(outline: Outline, commands: list[Outline], columns: int, whole: bool) 
     if not whole:
         names = ", ".join(part.names[-1] for part in outline.everywhere)
         tool = outline.prog.partition(" ")[0]
-        lines += ["", *_wrap(f"global options, explained by `{tool} --help`: {names}", columns, "  ")]
+        lines += ["", *_wrap(f"global options, see `{tool} --help`: {names}", columns, "  ")]
     if outline.examples:
         lines += ["", "examples:", *(f"  {example}" for example in outline.examples)]
     if outline.note and (outline.name or whole):

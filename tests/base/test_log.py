@@ -277,7 +277,7 @@ def test_events_below_the_level_are_not_written(tmp_path: Path) -> None:
 
 def test_text_is_time_level_and_sentence(text_recorder: Recorder) -> None:
     text_recorder.log.warning("storage_manager.test", "a sentence", guid="x")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d WARNING a sentence\n", text_recorder.text)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ WARNING a sentence\n", text_recorder.text)
 
 
 @pytest.mark.parametrize(

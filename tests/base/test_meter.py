@@ -165,7 +165,7 @@ def test_events_stand_on_lines_of_their_own(storage: Path) -> None:
     assert "deleting sessions" in terminal.raw
     assert all(len(frame) < 60 for frame in frames(terminal.raw))
     *lines, rest = terminal.screen
-    [result] = [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO ", line)]
+    [result] = [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ INFO ", line)]
     assert result.startswith("deleted 15 sessions") and rest == ""
     assert sum(".json" in line for line in lines) == 15
 

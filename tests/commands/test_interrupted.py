@@ -17,7 +17,7 @@ from storage_manager.commands import check, outcome
 from storage_manager.store import commit, recovery
 
 CTRL_C = "\x03"
-SENTENCE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d WARNING (.*)")
+SENTENCE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ WARNING (.*)")
 
 
 def odd_store(storage: Path) -> list[str]:

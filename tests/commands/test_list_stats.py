@@ -415,7 +415,7 @@ def test_stats_json_and_the_event_agree(storage: Path) -> None:
     done = run_tool("stats", "--json", "--storage-dir", storage)
     facts = json.loads(done.stdout)
     summary = event(done.stderr, "storage_manager.stats.summary")
-    for name in ("groups", "growth", "next", "lock"):
+    for name in ("ages", "groups", "growth", "next", "lock"):
         del facts[name]
     assert {name: summary[name] for name in facts} == facts
 
@@ -591,3 +591,26 @@ def test_on_a_narrow_terminal_the_table_of_list_fits(storage: Path, columns: int
     lines = [line for line in terminal.screen if any(guid in line for guid in guids)]
     assert len(lines) == 3 and all(len(line) <= columns for line in lines) is fits
     assert ("a group with a very long name" in lines[1]) is not fits and "dangling" in lines[0]
+
+
+# how old they are
+
+
+def test_stats_shows_how_many_sessions_are_of_each_age(storage: Path) -> None:
+    client = Client(storage)
+    for days in [60] * 4 + [31] + [0] * 2:
+        client.save(b"x", created_at=ago(days=days))
+    ages = counted(storage)["ages"]
+    assert ages["session_counts"] == [4, *[0] * 13, 1, *[0] * 14, 2]
+    assert ages["slice_secs"] == pytest.approx(2 * 86_400, abs=1)
+    shown = run_tool("stats", "--storage-dir", storage, env={"PYTHONUTF8": "1"}).stdout
+    assert f"By age     █{' ' * 13}▂{' ' * 14}▄  oldest first, 2 d each\n" in shown
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_sessions_of_one_moment_have_no_ages_to_show(storage: Path, count: int) -> None:
+    client, moment = Client(storage), ago(days=1)
+    for _ in range(count):
+        client.save(b"x", created_at=moment)
+    assert counted(storage)["ages"] is None
+    assert "By age" not in run_tool("stats", "--storage-dir", storage).stdout

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from storage_manager.base.quantity import age, counted, megabytes, size
-from storage_manager.commands.tables import bar, table
+from storage_manager.commands.tables import bar, columns_of, table
 from storage_manager.jobs.plan import Outcome, Plan, sentence
 
 NOW = datetime(2026, 6, 1, 12, 0, 0)
@@ -136,3 +136,16 @@ def test_a_table_that_is_too_wide_is_cut_in_its_first_column_alone() -> None:
     ]
     assert list(table(("NAME", "COUNT>", "X"), rows, 10))[1].startswith("a name th...  ")
     assert list(table(("NAME", "COUNT>", "X"), rows))[1].startswith("a name that is far too long  ")
+
+
+@pytest.mark.parametrize(
+    ("counts", "shown", "in_ascii"),
+    [
+        ([0, 1, 4, 8], " ▁▄█", " .=@"),
+        ([0, 1, 1000], " ▁█", " .@"),
+        ([0, 0], "  ", "  "),
+        ([], "", ""),
+    ],
+)
+def test_a_column_is_as_high_as_its_count_and_one_is_always_seen(counts: list[int], shown: str, in_ascii: str) -> None:
+    assert (columns_of(counts, "UTF-8"), columns_of(counts, "ascii")) == (shown, in_ascii)

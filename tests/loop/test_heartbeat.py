@@ -90,8 +90,9 @@ UNHEALTHY = {
     "no cycle has succeeded yet, the last cycle failed, with exit code 2: the lock is busy": failing(
         1, last_success_at=None
     ),
-    "the last 3 cycles failed, with exit code 2: the lock is busy": failing(3),
-    "the last 2 cycles failed, with": failing(2, max_failures=2),
+    "the last 3 cycles failed (the last success was 2 min ago, 2026-11-24T11:58:00Z), with exit code 2: the lock is "
+    "busy": failing(3),
+    "the last 2 cycles failed (the last success": failing(2, max_failures=2),
     "the last 4 cycles failed": failing(4, once=True, state=ENDED),
     "the last successful cycle was 2 h ago, and none has ended since": beat(
         last_success_at=NOW - 2 * HOUR - 5 * MINUTE - SECOND

@@ -524,7 +524,7 @@ def test_the_text_log_of_a_cycle_says_each_thing_once(storage: Path) -> None:
     guids = make_store(storage, 5, size=1000, group="research")
     env = {"GOFR_DIG_MAX_STORAGE_MB": "3000B"}
     done = run_tool("run-loop", "--once", "--log-format", "text", "--storage-dir", storage, env=env)
-    lines = [line[20:].split(maxsplit=1)[1] for line in done.stderr.splitlines()]
+    lines = [line[21:].split(maxsplit=1)[1] for line in done.stderr.splitlines()]
     assert len(set(lines)) == len(lines)
     assert [line for line in lines if line.startswith(f"deleted {guids[0]}.json (1000 B, ")]
     assert lines.count("deleted 2 sessions, 2.0 KB; 2.9 KB remain") == 1

@@ -12,7 +12,9 @@ from stores import ROOT
 
 PICTURE = ROOT / "docs" / "picture.svg"
 # What is another at each run.
-MOVING = re.compile(r"\d{4}-\d\d-\d\d[T ][0-9:]+Z?|\b\d+ (?:d|h|min|s|days)\b|[\d.]+ [KM]?B a day|\d+\.\d %|█+|░+")
+MOVING = re.compile(
+    r"\d{4}-\d\d-\d\d[T ][0-9:]+Z?|\b\d+ (?:d|h|min|s|days)\b|[\d.]+ [KM]?B a day|\d+\.\d %|█+|░+|(?<=By age     ).{30}"
+)
 
 
 def lines(path: Path) -> list[str]:

@@ -98,7 +98,7 @@ def hurried_command(constants: dict[str, float], *arguments: object) -> list[str
 
 def clean_environment(more: dict[str, str] | None = None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GOFR_DIG", "STORAGE_MANAGER"))}
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **(more or {})}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", **(more or {})}
 
 
 def events(stderr: str) -> list[dict[str, Any]]:
