@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from collections.abc import Sequence
+from textwrap import fill
+from typing import Any, Optional
 
 from storage_manager import __version__
 from storage_manager.base.errors import EXIT_FAILED, EXIT_OK
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
 from storage_manager.commands.tables import table
-from storage_manager.config import absolute
+from storage_manager.config import NONE, Row, absolute
 from storage_manager.store.names import METADATA_NAME
+
+# The store, the programs, the table's header, and a prompt.
+_OTHER_LINES = 7
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -44,17 +49,29 @@ def run(args: argparse.Namespace, context: Context) -> int:
     context.out.line(f"program  {printable(facts['program'])}, version {__version__}")
     context.out.line(f"python   {printable(sys.executable)}, version {facts['python_version']}")
     context.out.line("")
-    lines = table(("VARIABLE", "FROM", "VALUE"), [(row.variable, row.source, row.value) for row in rows])
+    shown, unset = _fitting(rows, context.out.terminal_size)
+    lines = table(("VARIABLE", "FROM", "VALUE"), [(row.variable, row.source, row.value) for row in shown])
     context.out.line(next(lines))
-    for row, line in zip(rows, lines):
+    for row, line in zip(shown, lines):
         context.out.line(line)
         if row.problem:
             context.out.line(f"    {row.problem}")
+    if unset:
+        width = (context.out.columns or 80) - 1
+        context.out.line(fill(f"not set: {', '.join(row.variable for row in unset)}", width, subsequent_indent="  "))
     for one in unknown:
         context.out.line(f"{one.variable} is not looked at: {one.reason} {one.default}?")
     if settings.held_by is not None:
         context.out.line(f"run-loop deletes nothing until {settings.held_by.variable} is corrected")
     return exit_code
+
+
+def _fitting(rows: Sequence[Row], screen: Optional[os.terminal_size]) -> tuple[list[Row], list[Row]]:
+    """(what the table shows, what is only named below it): on a low terminal, what is not set and has no default."""
+    if screen is None or len(rows) + _OTHER_LINES <= screen.lines:
+        return list(rows), []
+    unset = [row for row in rows if (row.value, row.source, row.problem) == (NONE, "default", "")]
+    return [row for row in rows if row not in unset], unset
 
 
 def _state(storage_dir: str) -> str:

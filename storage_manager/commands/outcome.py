@@ -96,7 +96,7 @@ def _lines(outcome: Outcome, verbose: bool) -> Iterator[str]:
     for action, session, reason in _decisions(outcome, verbose):
         created = utc_text(session.created_at.replace(microsecond=0))
         size = quantity.size(session.size_bytes)
-        yield f"{action:<6}  {session.guid}  {created}  {size:>10}  {reason}"
+        yield f"{action:<6}  {session.guid}  {created}  {size:>9}  {reason}"
 
 
 def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:

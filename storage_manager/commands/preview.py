@@ -15,10 +15,11 @@ from storage_manager.commands import tables
 from storage_manager.jobs.plan import Plan
 from storage_manager.store.snapshot import Session
 
-# A list that is longer scrolls away what stands in front of it: the sentence, and behind it a prompt and a line more.
+# A list that is longer scrolls away what stands in front of it: the sentence. Behind it stand "... and more", perhaps a
+# warning of two lines, and a prompt.
 _LINES = 20
 _LEAST_LINES = 5
-_OTHER_LINES = 3
+_OTHER_LINES = 5
 _GROUPS = 8
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import make_store, run_tool
+from stores import command, make_store, run_tool
+from terminals import Terminal
 
 from storage_manager.config import NAMES
 
@@ -109,3 +110,16 @@ def test_an_environment_file_that_cannot_be_used_is_a_problem(tmp_path: Path) ->
     text = run_tool("config", "--env-file", tmp_path / "none").stdout
     assert "run-loop deletes nothing until --env-file is corrected" in text
     assert explained()["env_file"] is None
+
+
+def test_on_a_low_terminal_what_is_not_set_is_only_named(storage: Path) -> None:
+    with Terminal(command("config", "--storage-dir", storage), {"GOFR_DIG_MAX_STORAGE_MB": "7"}) as terminal:
+        assert terminal.end() == 0
+    shown = "\n".join(terminal.screen)
+    assert terminal.screen[0].startswith("store  ") and len(terminal.screen) < 24
+    assert "GOFR_DIG_MAX_STORAGE_MB                  environment  7" in shown and "GOFR_DIG_ORPHANS " in shown
+    named = " ".join(shown.partition("not set: ")[2].split()).split(", ")
+    elsewhere = run_tool("config", "--storage-dir", storage, env={"GOFR_DIG_MAX_STORAGE_MB": "7"}).stdout
+    assert "not set: " not in elsewhere
+    tables = [{line.split()[0] for line in text.splitlines() if "default  " in line} for text in (shown, elsewhere)]
+    assert tables[0] | set(named) == tables[1] and not tables[0] & set(named)
