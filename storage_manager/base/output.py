@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Optional, TextIO
 
-from storage_manager.base.colour import is_wanted, painted
+from storage_manager.base.colour import painted
 from storage_manager.base.strict_json import json_text
 
 
@@ -18,10 +19,12 @@ class Output:
     a list. Who closes it for a command that deletes does not want to read what was deleted.
     """
 
-    def __init__(self, stream: Optional[TextIO], is_all: bool = False, colour: Optional[str] = None) -> None:
-        """`colour`: what --color says."""
+    def __init__(
+        self, stream: Optional[TextIO], is_all: bool = False, wants_colour: Callable[[bool], bool] = lambda _: False
+    ) -> None:
+        """`wants_colour` is given whether `stream` is a terminal."""
         self._stream = stream
-        self._has_colour = is_wanted(colour, self._is_terminal, os.environ)
+        self._has_colour = wants_colour(self._is_terminal)
         self.failure: Optional[OSError] = None
         """Why a line could not be written; None for a reader that has gone away."""
         if stream is None and is_all:
