@@ -390,7 +390,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
         if log_format == "json" and command.name != "wrong usage":
             events = [strict(line) for line in err.splitlines()]
             return Result(code, out, events, any(item["@l"] in ("Error", "Fatal") for item in events))
-        return Result(code, out, [], any(line[20:].startswith("ERROR") for line in err.splitlines()))
+        return Result(code, out, [], any(line[21:].startswith("ERROR") for line in err.splitlines()))
 
     return run
 
