@@ -106,7 +106,7 @@ def _main(arguments: list[str], clock: Clock) -> int:
         _ship(logger, log, settings)
     if args.command == _LOOP and settings.seq is not None:
         from storage_manager.seq import ingest  # noqa: F401  # later, the archive may be another one
-    out = Output(sys.stdout, args.chosen.only_tells, lambda is_there: is_wanted(args.color, is_there, os.environ))
+    out = Output(sys.stdout, args.chosen.only_tells, lambda on_terminal: is_wanted(args.color, on_terminal, os.environ))
     held_back = _at_a_terminal(args, logger, clock)
     try:
         # The loop reports the environment itself, at each cycle; what asks about the loop need not repeat it.

@@ -17,8 +17,10 @@ from storage_manager.commands.tables import table
 from storage_manager.config import NONE, Row, absolute
 from storage_manager.store.names import METADATA_NAME
 
-# The store, the programs, the table's header, and a prompt.
+# The store, the settings file, the programs, the table's header, what is only named, and a prompt.
 _OTHER_LINES = 7
+# A paragraph is not made narrower.
+_NARROWEST = 20
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -49,16 +51,18 @@ def run(args: argparse.Namespace, context: Context) -> int:
     context.out.line(f"program  {printable(facts['program'])}, version {__version__}")
     context.out.line(f"python   {printable(sys.executable)}, version {facts['python_version']}")
     context.out.line("")
-    shown, unset = _fitting(rows, context.out.terminal_size)
+    screen = context.out.terminal_size
+    shown, unset = _fitting(rows, screen)
     lines = table(("VARIABLE", "FROM", "VALUE"), [(row.variable, row.source, row.value) for row in shown])
     context.out.line(next(lines))
     for row, line in zip(shown, lines):
         context.out.line(line)
         if row.problem:
             context.out.line(f"    {row.problem}")
-    if unset:
-        width = (context.out.columns or 80) - 1
-        context.out.line(fill(f"not set: {', '.join(row.variable for row in unset)}", width, subsequent_indent="  "))
+    if screen is not None and unset:
+        names = f"not set: {', '.join(row.variable for row in unset)}"
+        width = max(_NARROWEST, screen.columns - 1)
+        context.out.line(fill(names, width, subsequent_indent="  ", break_long_words=False))
     for one in unknown:
         context.out.line(f"{one.variable} is not looked at: {one.reason} {one.default}?")
     if settings.held_by is not None:

@@ -32,7 +32,7 @@ _NEXT = 3
 # A table of hundreds of groups would not fit on a screen; --json has them all.
 _GROUPS = 8
 _BAR_WIDTH = 20
-# The time from the oldest to the newest is shown in so many equal parts.
+# The time from the oldest to the newest is shown in so many equal parts: a month in days, on one line of 80 columns.
 _SLICES = 30
 
 

@@ -103,21 +103,16 @@ def plan_nothing(snapshot: Snapshot) -> Plan:
 # one in so many.
 FEW_MISSING = 10
 FEW_IN = 100
-# A session that was put back late, after a commit that overlapped its save, may be older than what went meanwhile: of a
-# few sessions one in ten, of many one in FEW_IN.
-FEW_LATE = 3
-LATE_IN = 10
 
 
 def blobs_are_missing(scope: Snapshot) -> bool:
     """Whether more entries have no blob than is explained.
 
     A run that was interrupted deletes oldest first, and a client that writes an older text brings just those entries
-    back: they are older than every session that is left, but for few. A client's own deletions leave few.
+    back: they are older than every session that is left. A client's own deletions leave few.
     """
     dangling, sessions = scope.dangling, scope.sessions
-    late = max(min(FEW_LATE, len(sessions) // LATE_IN), len(sessions) // FEW_IN)
-    older = bisect_left(dangling, sessions[late]) if sessions else 0
+    older = bisect_left(dangling, sessions[0]) if sessions else 0
     return len(dangling) - older > max(FEW_MISSING, (len(dangling) + len(sessions)) // FEW_IN)
 
 

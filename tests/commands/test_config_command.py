@@ -123,3 +123,9 @@ def test_on_a_low_terminal_what_is_not_set_is_only_named(storage: Path) -> None:
     assert "not set: " not in elsewhere
     tables = [{line.split()[0] for line in text.splitlines() if "default  " in line} for text in (shown, elsewhere)]
     assert tables[0] | set(named) == tables[1] and not tables[0] & set(named)
+
+
+def test_on_a_narrow_terminal_names_stay_whole(storage: Path) -> None:
+    with Terminal(command("config", "--storage-dir", storage), columns=1) as terminal:
+        assert terminal.end() == 0
+    assert "\r\n  GOFR_DIG_MIN_AGE_MINS,\r\n" in terminal.raw

@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
 def _start(directory: Path, report: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
     environment = {**os.environ, CLAIMS: str(directory)}
     # Each has temporary files of its own: pytest's common directory is cleared up by each of them, at the same time.
-    temporary = ["--basetemp", str(report) + ".files", "-o", "tmp_path_retention_policy=failed"]
+    temporary = ["--basetemp", str(report) + ".files"]
     options = ["-p", "parallel", "-q", "-rs", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *options, *temporary, *arguments]
     with open(report, "wb") as file:
