@@ -506,6 +506,7 @@ def test_nothing_is_coloured_where_no_terminal_is_but_on_request(storage: Path) 
     asked = run_tool("stats", "--color", "always", "--log-format", "text", "--storage-dir", storage, env=env).stdout
     assert SHOWN in asked
     assert asked.replace(SHOWN, "").replace("\x1b[0m", "") == plain.stdout
+    assert SHOWN not in run_tool("stats", "--color", "always", "--storage-dir", storage).stdout, "below its limit"
     for words in (["stats", "--json"], ["list", "--json"], ["health", "--json"], ["check", "--json"]):
         done = run_tool(*words, "--color", "always", "--storage-dir", storage, env=env)
         assert "\x1b" not in done.stdout and "\x1b" not in done.stderr
