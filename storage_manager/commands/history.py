@@ -12,11 +12,10 @@ from storage_manager.base.quantity import counted, size
 from storage_manager.base.text import printable
 from storage_manager.base.times import utc_text
 from storage_manager.commands import Context, tables
-from storage_manager.jobs.history import STAYED, SWEPT, UNCERTAIN, Fate, Line, Run, decode, fates, runs
+from storage_manager.jobs.history import STAYED, SWEPT, UNCERTAIN, Fate, Line, Run, fates, runs
 from storage_manager.jobs.journal import ADOPTED, HistoryFile
 from storage_manager.loop.heartbeat import later
 from storage_manager.loop.history_file import history_file, others, read_history
-from storage_manager.loop.status_file import is_one_place
 
 _MINUTE, _SECOND = 16, 19
 """How much of an ISO time tells the minute, and the second."""
@@ -64,13 +63,11 @@ def _since(asked: Union[None, float, datetime], now: datetime) -> Optional[datet
 def _lines(file: HistoryFile) -> Optional[list[Line]]:
     """None where no run has written yet. Raises StorageManagerError."""
     try:
-        data = read_history(file.path)
+        return read_history(file)
     except OSError as error:
         problem = describe_errno(error)
     except ValueError as error:
         problem = str(error)
-    else:
-        return None if data is None else decode(data, lambda storage_dir: is_one_place(storage_dir, file.storage_dir))
     raise StorageManagerError(
         f"cannot read the history {file.path}: {problem}; ask as the user who runs the loop, or name another file: "
         f"{file.variable}"

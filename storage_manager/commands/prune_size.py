@@ -10,7 +10,7 @@ from storage_manager.commands.outcome import carry_out
 from storage_manager.config import limit_text
 from storage_manager.jobs import prune
 from storage_manager.jobs.policy import PruneLimits, plan_prune
-from storage_manager.loop.history_file import writable_history_file
+from storage_manager.loop.history_file import earlier_deletions, writable_history_file
 
 NAME = "prune-size"
 
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         limit_text=shown,
         max_delete=args.max_delete,
         history=None if args.dry_run else writable_history_file(settings, context.log),
+        earlier=lambda: earlier_deletions(settings),
     )
     if shown is not None and not args.json:
         context.out.line(f"the limit is {shown}, as {settings.limit_variable} says; --max-mb tries another one")

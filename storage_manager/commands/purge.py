@@ -16,7 +16,7 @@ from storage_manager.jobs import prune
 from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import plan_orphan_purge, plan_purge
 from storage_manager.jobs.progress import Progress, telling
-from storage_manager.loop.history_file import writable_history_file
+from storage_manager.loop.history_file import earlier_deletions, writable_history_file
 from storage_manager.store.snapshot import Snapshot
 
 NAME = "purge"
@@ -29,8 +29,9 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if args.orphans and args.group is not None:
         raise UsageError("--orphans and --group exclude each other: an orphan's group is not known")
 
+    settings = context.settings
     # Before recovery, which may write the file by the clock that is in question.
-    modified = prune.client_modified(context.settings.storage_dir)
+    modified = prune.client_modified(settings.storage_dir)
 
     def planner(snapshot: Snapshot, now: datetime) -> Plan:
         if args.orphans:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     job = prune.Job(
         kind="purge",
         command=NAME,
-        storage_dir=context.settings.storage_dir,
+        storage_dir=settings.storage_dir,
         planner=planner,
         group=args.group,
         limit_bytes=None,
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
         lock_stale_secs=args.lock_stale_seconds,
         max_delete=args.max_delete,
         explain=args.verbose,
-        history=None if args.dry_run else writable_history_file(context.settings, context.log),
+        history=None if args.dry_run else writable_history_file(settings, context.log),
+        earlier=lambda: earlier_deletions(settings),
     )
     needs_answer = args.age_days < NO_AGE_DAYS and not (args.yes or args.dry_run)
     if needs_answer and not _is_meant(job, context):

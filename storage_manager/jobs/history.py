@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Optional
 
 from storage_manager.base.times import parse_time
 from storage_manager.jobs.journal import ADOPTED, DELETED, REPAIRED
+from storage_manager.jobs.plan import Deleted
 
 # What became of a session.
 UNCERTAIN, STAYED, SWEPT = "uncertain", "stayed", "swept"
@@ -101,6 +102,20 @@ def fates(lines: Iterable[Line], guid: str) -> list[Fate]:
         if guid in line.swept:
             found[swept] = Fate(SWEPT, line)
     return list(found.values())
+
+
+def deleted_by(lines: Iterable[Line]) -> Deleted:
+    deleted: set[str] = set()
+    announced: dict[_Key, str] = {}
+    for line in lines:
+        if line.what != DELETED:
+            continue
+        if line.stayed is not None:
+            deleted.update(announced.pop(_key(line), "").split())
+            deleted.difference_update(line.stayed.split())
+        if line.going:
+            announced[_key(line)] = line.going
+    return Deleted(deleted, deleted.union(" ".join(announced.values()).split()))
 
 
 def _key(line: Line) -> _Key:

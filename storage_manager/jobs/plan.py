@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple, Optional
 
 from storage_manager.base.quantity import counted, size
@@ -114,6 +114,14 @@ class Plan(NamedTuple):
         for keep in self.kept:
             for session in keep.sessions:
                 yield "keep", session, keep.reason
+
+
+class Deleted(NamedTuple):
+    """The sessions that runs have deleted, by their guids in lower case."""
+
+    certainly: Set[str] = frozenset()
+    perhaps: Set[str] = frozenset()
+    """Those, too, that a run which broke off had announced."""
 
 
 class Outcome(NamedTuple):

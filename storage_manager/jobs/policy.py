@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple, Optional
 
 from storage_manager.base.quantity import Share
-from storage_manager.jobs.plan import Keep, Plan
+from storage_manager.jobs.plan import Deleted, Keep, Plan
 from storage_manager.store.snapshot import AFTER_EVERY_GUID, FUTURE, ORPHAN, UNREADABLE, Session, Snapshot
 
 
@@ -105,15 +105,23 @@ FEW_MISSING = 10
 FEW_IN = 100
 
 
-def blobs_are_missing(scope: Snapshot) -> bool:
+def blobs_are_missing(scope: Snapshot, earlier: Callable[[], Deleted]) -> bool:
     """Whether more entries have no blob than is explained.
 
     A run that was interrupted deletes oldest first, and a client that writes an older text brings just those entries
-    back: they are older than every session that is left. A client's own deletions leave few.
+    back: they are older than every session that is left. A client's own deletions leave few. Where a session is older,
+    because its entry was put back late, what `earlier` runs have deleted is asked for. When one of those sessions is
+    there again, the store is being restored, and that explains nothing.
     """
     dangling, sessions = scope.dangling, scope.sessions
-    older = bisect_left(dangling, sessions[0]) if sessions else 0
-    return len(dangling) - older > max(FEW_MISSING, (len(dangling) + len(sessions)) // FEW_IN)
+    few = max(FEW_MISSING, (len(dangling) + len(sessions)) // FEW_IN)
+    newer = dangling[bisect_left(dangling, sessions[0]) if sessions else 0 :]
+    if len(newer) <= few:
+        return False
+    deleted = earlier()
+    if not deleted.certainly.isdisjoint(session.guid.lower() for session in sessions):
+        return True
+    return sum(1 for session in newer if session.guid.lower() not in deleted.perhaps) > few
 
 
 # So few sessions may all be as old as that by chance.

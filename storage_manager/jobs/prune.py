@@ -29,7 +29,7 @@ from storage_manager.base.log import EventLog
 from storage_manager.base.times import from_timestamp, utc_text
 from storage_manager.jobs.journal import DELETED, HistoryFile, Journal
 from storage_manager.jobs.orphans import OrphanGuard
-from storage_manager.jobs.plan import Outcome, Plan, sentence, unmet
+from storage_manager.jobs.plan import Deleted, Outcome, Plan, sentence, unmet
 from storage_manager.jobs.policy import blobs_are_missing, clock_is_doubtful, held_back, latest_moment
 from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.store.directory import open_store
@@ -69,6 +69,8 @@ class Job(NamedTuple):
     """How the limit is shown, where there is more to say than its size."""
     history: Optional[HistoryFile] = None
     """Where it is told what was deleted."""
+    earlier: Callable[[], Deleted] = Deleted
+    """What earlier runs have deleted."""
     max_delete: Optional[quantity.Share] = None
     """A plan that deletes more sessions than that deletes none."""
     let_through: str = "To let it through, use --max-delete off"
@@ -337,7 +339,7 @@ class _Run:
 def _require_blobs(job: Job, snapshot: Snapshot) -> None:
     """Raises BlobsMissing."""
     scope = snapshot.scoped(job.group)
-    if blobs_are_missing(scope):
+    if blobs_are_missing(scope, job.earlier):
         missing_count = len(scope.dangling)
         raise BlobsMissing(job.storage_dir, missing_count, missing_count + len(scope.sessions))
 

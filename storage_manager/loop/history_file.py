@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import Optional
 
 from storage_manager.base.append import older
 from storage_manager.base.log import EventLog, log_files
 from storage_manager.base.text import printable
 from storage_manager.config import Fallback, Settings, default_file, report_fallbacks
+from storage_manager.jobs.history import Line, decode, deleted_by
 from storage_manager.jobs.journal import MOST_BYTES, HistoryFile
-from storage_manager.loop.status_file import place_of, read_file, refusal
+from storage_manager.jobs.plan import Deleted
+from storage_manager.loop.status_file import is_one_place, place_of, read_file, refusal
 
 OFF = "off"
 _DEFAULT = re.compile(r"storage_manager-(\d+)(-[0-9a-f]{8}\.history)", re.ASCII)
@@ -45,11 +48,20 @@ def writable_history_file(settings: Settings, log: EventLog) -> Optional[History
     return file
 
 
-def read_history(path: str) -> Optional[bytes]:
-    """What both files say, the older one first; None when there is neither. Raises OSError, and like read_file()."""
+def earlier_deletions(settings: Settings) -> Deleted:
+    """Of the runs that the history tells of; none where it cannot be read."""
+    file = history_file(settings)
+    with suppress(OSError, ValueError):
+        return deleted_by((file and read_history(file)) or ())
+    return Deleted()
+
+
+def read_history(file: HistoryFile) -> Optional[list[Line]]:
+    """What both files say of the store, the older one first; None when there is neither. Raises OSError, and like
+    read_file()."""
     found = []
     # The newer one first: what is rotated meanwhile is then read twice, not missed.
-    for name in (path, older(path)):
+    for name in (file.path, older(file.path)):
         try:
             found.append(read_file(name, MOST_BYTES + _MARGIN_BYTES))
         except FileNotFoundError:
@@ -57,7 +69,7 @@ def read_history(path: str) -> Optional[bytes]:
     newer, before = found
     if before.startswith(newer):
         newer = b""
-    return before + newer if before or newer else None
+    return decode(before + newer, lambda place: is_one_place(place, file.storage_dir)) if before or newer else None
 
 
 def others(path: str) -> list[str]:

@@ -28,7 +28,7 @@ from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune, p
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, client_modified, dry_run, require_clock, run
 from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
-from storage_manager.loop.history_file import writable_history_file
+from storage_manager.loop.history_file import earlier_deletions, writable_history_file
 from storage_manager.loop.hold import require_file, require_settings
 from storage_manager.loop.memory import give_back
 from storage_manager.loop.orphans import Tended, tend_orphans
@@ -149,6 +149,7 @@ def _cycle(
         lock_stale_secs=settings.lock_stale_secs,
         limit_text=limit_text(limit_bytes, settings.limit_source),
         history=None if only_plan else writable_history_file(settings, log),
+        earlier=lambda: earlier_deletions(settings),
         max_delete=settings.max_delete,
         let_through=f"To let it through once, run `run-loop --once` with {settings.prefix}_MAX_DELETE=off",
         is_watched=False,

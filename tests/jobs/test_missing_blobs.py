@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from stores import blobs, event, make_store, read_entries, run_tool
 
+from storage_manager.jobs.plan import Deleted
 from storage_manager.jobs.policy import FEW_IN, FEW_MISSING, blobs_are_missing
 from storage_manager.store.snapshot import Session, Snapshot
 
@@ -86,7 +87,7 @@ def test_few_missing_blobs_are_everyday_life() -> None:
                 continue
             newest = range(total - count, total)
             store = Snapshot(sessions(list(range(total - count))), sessions(list(newest)), [])
-            assert blobs_are_missing(store) == (count > few), (total, count)
+            assert blobs_are_missing(store, Deleted) == (count > few), (total, count)
 
 
 def test_what_is_older_than_every_session_is_explained() -> None:
@@ -97,4 +98,46 @@ def test_what_is_older_than_every_session_is_explained() -> None:
         present = sessions([age for age in ages if age not in {(one.created_at - BEGIN).days for one in dangling}])
         unexplained = [one for one in dangling if not present or one > present[0]]
         expected = len(unexplained) > max(FEW_MISSING, len(ages) // FEW_IN)
-        assert blobs_are_missing(Snapshot(present, dangling, [])) == expected
+        assert blobs_are_missing(Snapshot(present, dangling, []), Deleted) == expected
+
+
+def brought_back(storage: Path, count: int, gone: int) -> list[str]:
+    """A store of which a run has deleted so many, whose entries a client wrote back, and an older session whose entry
+    was put back late."""
+    guids = make_store(storage, count)
+    text = (storage / "metadata.json").read_bytes()
+    entries = json.loads(text)
+    late = entries.pop(guids[0])
+    (storage / "metadata.json").write_text(json.dumps(entries, indent=2))
+    most = sum(entries[guid]["size"] for guid in guids[gone + 1 :])
+    done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", f"{most + late['size']}B")
+    assert done.returncode == 0, done.stderr
+    assert blobs(storage) == {guids[0], *guids[gone + 1 :]}
+    (storage / "metadata.json").write_bytes(text)
+    return guids
+
+
+def test_what_earlier_runs_have_deleted_is_explained_beside_a_session_that_is_older(storage: Path) -> None:
+    guids = brought_back(storage, 100, 60)
+    for extra in ("--dry-run", "--quiet"):
+        done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1P", extra)
+        assert done.returncode == 0, done.stderr
+    done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1000B")
+    assert done.returncode == 0 and not blobs(storage) & set(guids[:61]), done.stderr
+    assert set(read_entries(storage)) == blobs(storage)
+
+
+@pytest.mark.parametrize("doubt", ["no history", "restored", "others are missing"])
+def test_a_history_explains_neither_a_restored_store_nor_what_it_does_not_tell(storage: Path, doubt: str) -> None:
+    guids = brought_back(storage, 100, 60)
+    env = {}
+    if doubt == "no history":
+        env = {"GOFR_DIG_HISTORY_FILE": "off"}
+    elif doubt == "restored":
+        (storage / f"{guids[40]}.json").write_bytes(b"x")
+    else:
+        without(storage, guids[70:81])
+    before = (storage / "metadata.json").read_bytes()
+    done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1000B", env=env)
+    assert done.returncode == 1 and event(done.stderr, "storage_manager.storage_suspect"), done.stderr
+    assert (storage / "metadata.json").read_bytes() == before and len(blobs(storage)) >= 29
