@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Optional
 
 from storage_manager.base import quantity
@@ -18,6 +18,9 @@ from storage_manager.base.times import utc_text
 from storage_manager.commands import Context, tables
 from storage_manager.config import Settings, limit_text
 from storage_manager.jobs.forecast import Growth, growth
+from storage_manager.jobs.history import runs
+from storage_manager.jobs.journal import DELETED
+from storage_manager.loop.history_file import history_file, read_history
 from storage_manager.store.directory import open_store
 from storage_manager.store.holder import Holding, lock_state
 from storage_manager.store.snapshot import Session, Snapshot
@@ -32,6 +35,8 @@ _NEXT = 3
 # A table of hundreds of groups would not fit on a screen; --json has them all.
 _GROUPS = 8
 _BAR_WIDTH = 20
+# How far back it is told what was deleted.
+_WEEK_DAYS, _MONTH_DAYS = 7, 30
 # The time from the oldest to the newest is shown in so many equal parts: a month in days, on one line of 80 columns.
 _SLICES = 30
 
@@ -52,7 +57,11 @@ def run(args: argparse.Namespace, context: Context) -> int:
         "storage_manager.stats.summary",
         f"{quantity.counted(facts['session_count'], 'session')}, {quantity.size(facts['usage_bytes'])} "
         f"of {limit_text(facts['limit_bytes'], facts['limit_source'])}",
-        **{name: value for name, value in facts.items() if name not in ("ages", "groups", "growth", "next", "lock")},
+        **{
+            name: value
+            for name, value in facts.items()
+            if name not in ("ages", "groups", "growth", "deleted", "next", "lock")
+        },
     )
     return EXIT_OK
 
@@ -96,6 +105,7 @@ def _facts(snapshot: Snapshot, settings: Settings, group: Optional[str], clock: 
             kind: {"count": count, "size_bytes": size} for kind, (count, size) in snapshot.anomaly_totals().items()
         },
         "growth": _growth_facts(growth(snapshot, clock.now()), usage, limit_bytes if group is None else None),
+        "deleted": _deleted_facts(settings, clock.now()) if group is None else None,
         "next": [
             {
                 "guid": session.guid,
@@ -121,6 +131,26 @@ def _ages(sessions: Sequence[Session]) -> Optional[dict[str, Any]]:
     for session in sessions:
         counts[min(_SLICES - 1, int((session.created_at - oldest).total_seconds() / slice_secs))] += 1
     return {"slice_secs": round(slice_secs, 3), "session_counts": counts}
+
+
+def _deleted_facts(settings: Settings, now: datetime) -> Optional[list[dict[str, Any]]]:
+    """What the history tells of the last week and month; None without one. Why it cannot be read, `history` says."""
+    file = history_file(settings)
+    try:
+        lines = read_history(file) if file is not None else None
+    except (OSError, ValueError):
+        lines = None
+    if lines is None:
+        return None
+    deletions = [run.last for run in runs(lines) if run.last.what == DELETED]
+    return [
+        {
+            "days": days,
+            "session_count": sum(line.session_count for line in deletions if now - line.time <= timedelta(days=days)),
+            "size_bytes": sum(line.size_bytes for line in deletions if now - line.time <= timedelta(days=days)),
+        }
+        for days in (_WEEK_DAYS, _MONTH_DAYS)
+    ]
 
 
 def _lock(settings: Settings, clock: Clock) -> Optional[str]:
@@ -180,6 +210,8 @@ def _print(facts: dict[str, Any], snapshot: Snapshot, now: datetime, out: Output
     if facts["growth"] is not None:
         for number, line in enumerate(_growth_lines(facts["growth"])):
             out.line(f"{'' if number else 'Growth':<11}{line}")
+    for number, line in enumerate(_deletion_lines(facts["deleted"] or ())):
+        out.line(f"{'' if number else 'Deleted':<11}{line}")
     if snapshot.sessions:
         for name, session in (("Oldest", snapshot.sessions[0]), ("Newest", snapshot.sessions[-1])):
             moment = utc_text(session.created_at.replace(microsecond=0))
@@ -210,6 +242,17 @@ def _growth_lines(facts: dict[str, Any]) -> Iterator[str]:
     if keeps is not None:
         keeps = f"the limit keeps {quantity.duration(86_400 * keeps)} of sessions"
         yield f"at this rate {f'full in {quantity.duration(86_400 * full_in)}; ' if full_in else ''}{keeps}"
+
+
+def _deletion_lines(periods: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What there is to say of each that the one before has not said."""
+    told = 0
+    for facts in periods:
+        count = facts["session_count"]
+        if count > told:
+            told = count
+            size = quantity.size(facts["size_bytes"])
+            yield f"{quantity.counted(count, 'session')}, {size} over the last {facts['days']} days"
 
 
 def _group_rows(facts: dict[str, Any], out: Output) -> Iterator[tuple[str, ...]]:

@@ -415,7 +415,7 @@ def test_stats_json_and_the_event_agree(storage: Path) -> None:
     done = run_tool("stats", "--json", "--storage-dir", storage)
     facts = json.loads(done.stdout)
     summary = event(done.stderr, "storage_manager.stats.summary")
-    for name in ("ages", "groups", "growth", "next", "lock"):
+    for name in ("ages", "groups", "growth", "deleted", "next", "lock"):
         del facts[name]
     assert {name: summary[name] for name in facts} == facts
 
@@ -614,3 +614,33 @@ def test_sessions_of_one_moment_have_no_ages_to_show(storage: Path, count: int) 
         client.save(b"x", created_at=moment)
     assert counted(storage)["ages"] is None
     assert "By age" not in run_tool("stats", "--storage-dir", storage).stdout
+
+
+def test_stats_tells_what_was_deleted_of_late(storage: Path, tmp_path: Path) -> None:
+    make_store(storage, 9, size=1000)
+    history = tmp_path / "history"
+    env = {"GOFR_DIG_HISTORY_FILE": str(history)}
+
+    def shown(*words: object) -> str:
+        return run_tool("stats", "--storage-dir", storage, *words, env=env).stdout
+
+    assert json.loads(shown("--json"))["deleted"] is None and "Deleted" not in shown()
+    told, expected = "", ["", "2 sessions, 2.0 KB over the last 30 days", "1 session, 1000 B over the last 7 days"]
+    for days, left, line in zip((31, 8, 6), (5, 3, 2), expected):
+        done = run_tool("prune-size", "--max-mb", f"{1000 * left}B", "--storage-dir", storage, env=env)
+        assert done.returncode == 0
+        new = history.read_text()[len(told) :]
+        told += re.sub(r'"time":"[^"]+"', f'"time":"{ago(days=days)[:19]}Z"', new)
+        history.write_text(told)
+        text = shown()
+        assert f"Deleted    {line}\n" in text if line else "Deleted" not in text
+    assert "           3 sessions, 2.9 KB over the last 30 days\n" in text
+    assert json.loads(shown("--json"))["deleted"] == [
+        {"days": 7, "session_count": 1, "size_bytes": 1000}, {"days": 30, "session_count": 3, "size_bytes": 3000}
+    ]  # fmt: skip
+    assert json.loads(shown("--json", "--group", "g"))["deleted"] is None
+    history.write_bytes(b"")
+    assert "Deleted" not in shown()
+    history.unlink()
+    history.symlink_to("/etc/passwd")
+    assert json.loads(shown("--json"))["deleted"] is None
