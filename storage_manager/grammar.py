@@ -93,9 +93,9 @@ def _list(parser: argparse.ArgumentParser) -> None:
         "--sort",
         choices=("age", "size", "group", "name"),
         default="age",
-        help="the oldest first (age, the default), the largest first (size), or from A to Z (group; name, the guid)",
+        help="the oldest first (age, the default), the smallest first (size), or from A to Z (group; name, the guid)",
     )
-    parser.add_argument("--reverse", action="store_true", help="the other way round")
+    parser.add_argument("--reverse", action="store_true", help="the newest or largest first, or from Z to A")
     parser.add_argument("--limit", metavar="N", type=_by(_at_least_one), help="only the first N")
     parser.add_argument(
         "--older-than", metavar="AGE", type=_by(parse_duration_secs), help="only what is as old or older (7d, 12h, 30m)"
@@ -243,7 +243,7 @@ COMMANDS = (
             examples=("storage_manager list --verbose --group weekly",
                       "storage_manager list --json > sessions.jsonl")),
     Command("stats", "totals, groups, anomalies, and how full the store is", _stats, "stats", only_tells=True,
-            told_behind=_ANOMALIES,
+            told_in_result=_ANOMALIES, told_behind=_ANOMALIES,
             examples=("storage_manager stats",
                       "GOFR_DIG_MAX_STORAGE_MB=10G storage_manager stats --json"),
             note="The limit is GOFR_DIG_MAX_STORAGE_MB."),
@@ -255,7 +255,7 @@ COMMANDS = (
             examples=("storage_manager purge --age-days 14 --dry-run",
                       "storage_manager purge --age-days 0.5 --group weekly")),
     Command("prune-size", "delete the oldest sessions until the store is within a size", _prune_size, "prune_size",
-            told_behind=_ANOMALIES,
+            told_in_result=("storage_manager.prune.target_unmet",), told_behind=_ANOMALIES,
             examples=("storage_manager prune-size --max-mb 10G --dry-run",
                       "storage_manager prune-size --max-mb 512 --target-mb 400 --keep-last 20")),
     Command("run-loop", "keep the store within its limit until it is stopped", _run_loop, "run_loop",

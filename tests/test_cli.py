@@ -512,7 +512,7 @@ def test_nothing_is_coloured_where_no_terminal_is_but_on_request(storage: Path) 
         assert "\x1b" not in done.stdout and "\x1b" not in done.stderr
 
 
-ODD = (["list"], ["stats"], ["purge", "--dry-run"], ["purge"], ["prune-size", "--max-mb", "1500B"])
+ODD = (["list"], ["purge", "--dry-run"], ["purge"], ["prune-size", "--max-mb", "1500B"])
 
 
 @pytest.mark.parametrize("words", ODD, ids=" ".join)
@@ -526,6 +526,17 @@ def test_on_a_terminal_what_is_odd_stands_once_and_behind_the_answer(storage: Pa
     exit_code, stdout, shown = on_terminal(*words, "--storage-dir", storage)
     assert exit_code == 0 and shown.count("WARNING") == 1 and stdout
     assert " WARNING 2 blobs of the wrong type, 0 B: " in shown
+
+
+def test_on_a_terminal_the_table_of_stats_tells_what_is_odd(storage: Path) -> None:
+    make_store(storage, 2)
+    (storage / f"{uuid.uuid4()}.json").symlink_to("x")
+    asked = ("stats", "--storage-dir", storage)
+    exit_code, _, shown = on_terminal(*asked, both=True)
+    assert exit_code == 0 and "WARNING" not in shown
+    assert re.search(r"^not a file +1 +0 B$", shown.replace("\r", ""), re.MULTILINE)
+    exit_code, _, shown = on_terminal(*asked)
+    assert exit_code == 0 and " WARNING 1 blob of the wrong type, 0 B: " in shown
 
 
 def test_on_a_terminal_why_a_command_failed_stands_behind_what_is_odd(storage: Path) -> None:

@@ -26,7 +26,7 @@ _NARROW_COLUMNS = 66
 
 # Among equals, the oldest comes first.
 _KEYS: dict[str, Callable[[Session], Any]] = {
-    "size": lambda session: -session.size_bytes,
+    "size": lambda session: session.size_bytes,
     "group": lambda session: (session.group is None, session.group or ""),
     "name": lambda session: session.guid,
 }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
@@ -19,7 +19,7 @@ from storage_manager.base.times import utc_text
 from storage_manager.commands import Context
 from storage_manager.commands.preview import preview
 from storage_manager.jobs import prune
-from storage_manager.jobs.plan import HELP, Outcome, sentence
+from storage_manager.jobs.plan import HELP, Outcome, Plan, sentence
 from storage_manager.jobs.progress import Progress, telling
 from storage_manager.jobs.prune import Job
 from storage_manager.store.snapshot import Session
@@ -76,20 +76,33 @@ def _show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, now: datetim
         return
     if outcome.dry_run:
         out.line(sentence(outcome))
+    unmet = [] if outcome.plan.target_met else list(_unmet(outcome.plan))
     if outcome.dry_run or verbose:
         lines = _lines(outcome, verbose)
         if outcome.dry_run:
-            lines = preview(outcome.plan, lines, now, verbose, out.terminal_size)
+            lines = preview(outcome.plan, lines, now, verbose, _above(unmet, out.terminal_size))
         for line in lines:
             if not out.is_open:
                 break
             out.line(line)
     if not outcome.dry_run:
         out.line(sentence(outcome))
-    if not outcome.plan.target_met:
-        for cause, size_bytes in outcome.plan.causes.items():
-            out.line(f"target not met: {quantity.size(size_bytes)} {cause.replace('_', ' ')}")
-            out.line(f"    to do: {HELP[cause]}")
+    for line in unmet:
+        out.line(line)
+
+
+def _unmet(plan: Plan) -> Iterator[str]:
+    for cause, size_bytes in plan.causes.items():
+        yield f"target not met: {quantity.size(size_bytes)} {cause.replace('_', ' ')}"
+        yield f"    to do: {HELP[cause]}"
+
+
+def _above(lines: Sequence[str], screen: Optional[os.terminal_size]) -> Optional[os.terminal_size]:
+    """What these lines, some of which are wrapped, leave of a terminal."""
+    if screen is None:
+        return None
+    taken = sum(-(-len(line) // screen.columns) for line in lines)
+    return os.terminal_size((screen.columns, screen.lines - taken))
 
 
 def _lines(outcome: Outcome, verbose: bool) -> Iterator[str]:

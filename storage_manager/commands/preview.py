@@ -15,11 +15,11 @@ from storage_manager.commands import tables
 from storage_manager.jobs.plan import Plan
 from storage_manager.store.snapshot import Session
 
-# A list that is longer scrolls away what stands in front of it: the sentence. Behind it stand "... and more", perhaps a
-# warning of two lines, and a prompt.
+# A list that is longer scrolls away what stands in front of it: the sentence, and perhaps the limit. Behind it stand
+# "... and more", perhaps a warning of two lines, and a prompt.
 _LINES = 20
 _LEAST_LINES = 5
-_OTHER_LINES = 5
+_OTHER_LINES = 6
 _GROUPS = 8
 
 

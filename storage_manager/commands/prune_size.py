@@ -47,5 +47,5 @@ def run(args: argparse.Namespace, context: Context) -> int:
         earlier=lambda: earlier_deletions(settings),
     )
     if shown is not None and not args.json:
-        context.out.line(f"the limit is {shown}, as {settings.limit_variable} says; --max-mb tries another one")
+        context.out.line(f"the limit is {shown}, from {settings.limit_variable}; --max-mb tries another")
     return carry_out(job, args, context)

@@ -32,8 +32,10 @@ _MUCH_FACTOR = 2
 
 # So many of the sessions that go next are named.
 _NEXT = 3
-# A table of hundreds of groups would not fit on a screen; --json has them all.
-_GROUPS = 8
+# A table of hundreds of groups would not fit on a screen; --json has them all. Besides those named, there are a blank
+# line, a header, a row for the others, and the prompt behind all.
+_GROUPS, _FEWEST_GROUPS = 8, 3
+_GROUP_LINES = 4
 _BAR_WIDTH = 20
 # How far back it is told what was deleted.
 _WEEK_DAYS, _MONTH_DAYS = 7, 30
@@ -182,58 +184,65 @@ def _next(snapshot: Snapshot, settings: Settings) -> list[Session]:
 
 
 def _print(facts: dict[str, Any], snapshot: Snapshot, now: datetime, out: Output) -> None:
+    head = list(_head(facts, snapshot, now, out))
+    odd = []
+    if facts["anomalies"]:
+        rows = [
+            (kind.replace("_", " "), f"{found['count']:,}", quantity.size(found["size_bytes"]))
+            for kind, found in facts["anomalies"].items()
+        ]
+        odd = ["", *tables.table(("ANOMALY", "COUNT>", "SIZE>"), rows)]
+    groups = []
+    if facts["groups"] and facts["group"] is None:
+        screen = out.terminal_size
+        room = _GROUPS if screen is None else max(_FEWEST_GROUPS, screen.lines - len(head) - len(odd) - _GROUP_LINES)
+        columns = ("GROUP", "SESSIONS>", "SIZE>", "SHARE>", "")
+        groups = ["", *tables.table(columns, _group_rows(facts, room, out), out.columns)]
+    for line in (*head, *groups, *odd):
+        out.line(line)
+
+
+def _head(facts: dict[str, Any], snapshot: Snapshot, now: datetime, out: Output) -> Iterator[str]:
     usage, limit = facts["usage_bytes"], facts["limit_bytes"]
-    out.line(f"Store      {printable(os.path.abspath(facts['storage_dir']))}")
+    yield f"Store      {printable(os.path.abspath(facts['storage_dir']))}"
     for suggested in facts["suggested_dirs"]:
-        out.line(f"           empty; did you mean --storage-dir {printable(suggested)}?")
+        yield f"           empty; did you mean --storage-dir {printable(suggested)}?"
     if facts["lock"] is not None:
-        out.line(f"Lock       {printable(facts['lock'])}")
+        yield f"Lock       {printable(facts['lock'])}"
     if facts["group"] is not None:
-        out.line(f"Group      {printable(facts['group'], 200)}")
+        yield f"Group      {printable(facts['group'], 200)}"
     if limit is None:
-        out.line(f"Usage      {quantity.size(usage)}; no limit: deletion is switched off")
+        yield f"Usage      {quantity.size(usage)}; no limit: deletion is switched off"
     else:
         shown = limit_text(limit, facts["limit_source"])
         over = f"{facts['used_percent']} %"
         if usage > limit:
             over = out.paint(f"{quantity.size(usage - limit)} over", BAD)
-        out.line(f"Usage      {quantity.size(usage)} of {shown}, {over}")
+        yield f"Usage      {quantity.size(usage)} of {shown}, {over}"
         bar = tables.bar(usage, limit, out.encoding)
-        out.line(f"           {out.paint(bar, BAD if usage > limit else None)}")
-    out.line(f"Sessions   {facts['session_count']:,}, {quantity.size(facts['session_bytes'])}")
+        yield f"           {out.paint(bar, BAD if usage > limit else None)}"
+    yield f"Sessions   {facts['session_count']:,}, {quantity.size(facts['session_bytes'])}"
     if facts["drift_bytes"]:
         direction = "more" if facts["drift_bytes"] > 0 else "less"
         drift = quantity.size(abs(facts["drift_bytes"]))
-        out.line(f"Declared   {quantity.size(facts['declared_bytes'])}; on disk there is {drift} {direction}")
+        yield f"Declared   {quantity.size(facts['declared_bytes'])}; on disk there is {drift} {direction}"
     for line in _on_disk(usage, facts["allocated_bytes"], facts["linked_count"]):
-        out.line(f"On disk    {line}")
+        yield f"On disk    {line}"
     if facts["growth"] is not None:
         for number, line in enumerate(_growth_lines(facts["growth"])):
-            out.line(f"{'' if number else 'Growth':<11}{line}")
+            yield f"{'' if number else 'Growth':<11}{line}"
     for number, line in enumerate(_deletion_lines(facts["deleted"] or ())):
-        out.line(f"{'' if number else 'Deleted':<11}{line}")
+        yield f"{'' if number else 'Deleted':<11}{line}"
     if snapshot.sessions:
         for name, session in (("Oldest", snapshot.sessions[0]), ("Newest", snapshot.sessions[-1])):
             moment = utc_text(session.created_at.replace(microsecond=0))
-            out.line(f"{name}     {moment}  {quantity.age(session.created_at, now)}")
+            yield f"{name}     {moment}  {quantity.age(session.created_at, now)}"
     if facts["ages"] is not None:
         columns = tables.columns_of(facts["ages"]["session_counts"], out.encoding)
-        out.line(f"By age     {columns}  oldest first, {quantity.duration(facts['ages']['slice_secs'])} each")
+        yield f"By age     {columns}  oldest first, {quantity.duration(facts['ages']['slice_secs'])} each"
     for number, row in enumerate(facts["next"]):
         group = "-" if row["group"] is None else printable(row["group"], 20)
-        out.line(f"{'' if number else 'Goes next':<11}{row['guid']}  {quantity.size(row['size_bytes'])}  {group}")
-    if facts["groups"] and facts["group"] is None:
-        out.line("")
-        for line in tables.table(("GROUP", "SESSIONS>", "SIZE>", "SHARE>", ""), _group_rows(facts, out), out.columns):
-            out.line(line)
-    if facts["anomalies"]:
-        out.line("")
-        rows = [
-            (kind.replace("_", " "), f"{found['count']:,}", quantity.size(found["size_bytes"]))
-            for kind, found in facts["anomalies"].items()
-        ]
-        for line in tables.table(("ANOMALY", "COUNT>", "SIZE>"), rows):
-            out.line(line)
+        yield f"{'' if number else 'Goes next':<11}{row['guid']}  {quantity.size(row['size_bytes'])}  {group}"
 
 
 def _growth_lines(facts: dict[str, Any]) -> Iterator[str]:
@@ -255,7 +264,7 @@ def _deletion_lines(periods: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"{quantity.counted(count, 'session')}, {size} over the last {facts['days']} days"
 
 
-def _group_rows(facts: dict[str, Any], out: Output) -> Iterator[tuple[str, ...]]:
+def _group_rows(facts: dict[str, Any], most: int, out: Output) -> Iterator[tuple[str, ...]]:
     """The groups that take most, and the others in one row."""
 
     def row(name: str, count: int, size: int) -> tuple[str, ...]:
@@ -264,7 +273,7 @@ def _group_rows(facts: dict[str, Any], out: Output) -> Iterator[tuple[str, ...]]
         return name, f"{count:,}", quantity.size(size), f"{share:.1f} %", bar
 
     groups = facts["groups"]
-    shown = groups if len(groups) <= _GROUPS + 1 else groups[:_GROUPS]
+    shown = groups if len(groups) <= most + 1 else groups[:most]
     for group in shown:
         name = "-" if group["group"] is None else group["group"]
         yield row(name, group["session_count"], group["session_bytes"])

@@ -192,10 +192,10 @@ def names(storage: Path, guids: dict[str, str], *arguments: str) -> str:
         ("", "oldest gone large twin small new"),
         ("--sort age", "oldest gone large twin small new"),
         ("--reverse", "new small twin large gone oldest"),
-        ("--sort size", "large new oldest twin small gone"),
-        ("--sort size --reverse", "gone small twin oldest new large"),
+        ("--sort size", "gone small oldest twin new large"),
+        ("--sort size --reverse", "large new twin oldest small gone"),
         ("--sort group", "gone twin new oldest small large"),
-        ("--sort size --limit 2", "large new"),
+        ("--sort size --reverse --limit 2", "large new"),
         ("--limit 99", "oldest gone large twin small new"),
         ("--older-than 10d", "oldest gone large twin"),
         ("--older-than 239h", "oldest gone large twin"),
@@ -203,7 +203,7 @@ def names(storage: Path, guids: dict[str, str], *arguments: str) -> str:
         ("--larger-than 300B", "oldest large twin new"),
         ("--larger-than 0.5K --older-than 2w", "large"),
         ("--larger-than 301B", "large new"),
-        ("--group a --sort size", "new twin gone"),
+        ("--group a --sort size", "gone twin new"),
         ("--group a --older-than 5d --limit 1 --reverse", "twin"),
     ],
 )
@@ -563,6 +563,18 @@ def test_stats_shows_the_groups_that_take_most_and_the_others_in_one_row(storage
     assert rows[1].split()[1:6] == ["1", "11.7", "KB", "15.4", "%"]
     assert rows[9].startswith("(4 more; --json names them)") and " 9.8 KB " in rows[9]
     assert len(rows) == 10
+
+
+def test_on_a_terminal_the_groups_leave_room_for_the_rest_of_stats(storage: Path) -> None:
+    for number in range(12):
+        make_store(storage, 1, size=1000 * (number + 1), seed=number, group=f"group-{number:02}")
+    (storage / f"{LINK_GUID}.json").symlink_to("/etc/hostname")
+    with Terminal(command("stats", "--storage-dir", storage)) as terminal:
+        assert terminal.end() == 0
+    screen = terminal.screen
+    assert screen[0].startswith("Store ") and len(screen) == 24
+    shown = [line for line in screen if line.startswith("group-")]
+    assert len(shown) > 3 and any(line.startswith(f"({12 - len(shown)} more; --json names them) ") for line in screen)
 
 
 def test_stats_shows_where_the_store_is(storage: Path) -> None:

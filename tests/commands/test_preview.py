@@ -103,22 +103,37 @@ def test_what_keeps_the_target_from_being_met_stands_at_the_end(storage: Path) -
     assert victim.startswith("delete") and cause.startswith("target not met: ") and remedy.startswith("    to do: ")
 
 
-@pytest.mark.parametrize(("rows", "shown"), [(50, 20), (24, 13), (10, 5)])
+@pytest.mark.parametrize(("rows", "shown"), [(50, 20), (24, 12), (10, 5)])
 def test_on_a_terminal_the_sentence_stays_on_the_screen(rows: int, shown: int) -> None:
-    """With it, a warning of two lines and a prompt, there are as many lines as the terminal has."""
+    """With it, the limit, a warning of two lines and a prompt, there are as many lines as the terminal has."""
     victims = [session(number, 50 - number, 1) for number in range(30)]
     found = lines(plan(victims, []), screen=os.terminal_size((80, rows)))
     assert sum(line.startswith("delete") for line in found) == shown
-    assert found[-1] == f"... and {30 - shown} more (--verbose shows all)" and len(found) + 4 <= max(rows, 16)
+    assert found[-1] == f"... and {30 - shown} more (--verbose shows all)" and len(found) + 5 <= max(rows, 17)
 
 
 def test_on_a_narrow_terminal_a_line_is_a_line(storage: Path) -> None:
     make_store(storage, 30, size=1, group="a group with a name that is not short at all")
     with Terminal(command("--storage-dir", storage, "purge", "--age-days", "0", "--dry-run")) as terminal:
         assert terminal.end() == 0
-    assert max(map(len, terminal.screen)) == 80 and len(terminal.screen) == 22
+    assert max(map(len, terminal.screen)) == 80 and len(terminal.screen) == 21
     rows = [line for line in terminal.screen if line.startswith("delete")]
     assert len(rows) > 5 and all(line.endswith(" 1 B...") for line in rows), "the size is seen, too"
+
+
+def test_on_a_terminal_the_sentence_stays_also_where_a_target_is_not_met(storage: Path) -> None:
+    make_store(storage, 30, size=1000)
+    for number in range(9):
+        orphan = storage / f"00000000-0000-4000-8000-{number:012}.json"
+        orphan.write_bytes(bytes(1000))
+        os.utime(orphan, (0, 0))
+    env = {"GOFR_DIG_MAX_STORAGE_MB": "6000B"}
+    with Terminal(command("--storage-dir", storage, "prune-size", "--dry-run"), env) as terminal:
+        assert terminal.end() == 1
+    screen = terminal.screen
+    assert screen[0].startswith("the limit is 5.9 KB, from ") and screen[1].startswith("would delete 27 sessions")
+    wrapped = sum(-(-max(1, len(line)) // 80) for line in screen)
+    assert wrapped == 24 and any(line.startswith("target not met: ") for line in screen)
 
 
 def test_a_reader_that_goes_away_ends_the_list(storage: Path) -> None:

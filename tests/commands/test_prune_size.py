@@ -527,7 +527,7 @@ def test_a_dry_run_takes_the_limit_of_the_loop(storage: Path) -> None:
     env = {"GOFR_DIG_MAX_STORAGE_MB": "3000B"}
     done = run_tool("prune-size", "--storage-dir", storage, "--dry-run", env=env)
     assert done.returncode == 0
-    assert "the limit is 2.9 KB, as GOFR_DIG_MAX_STORAGE_MB says" in done.stdout and guids[1] in done.stdout
+    assert "the limit is 2.9 KB, from GOFR_DIG_MAX_STORAGE_MB; " in done.stdout and guids[1] in done.stdout
     done = run_tool("prune-size", "--storage-dir", storage, "--dry-run", "--json")
     assert json.loads(done.stdout)["limit_bytes"] == 1024 * 1024 * 1024
     assert "1.0 GB (default)" in run_tool("prune-size", "--storage-dir", storage, "--dry-run").stdout
