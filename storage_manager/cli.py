@@ -198,7 +198,8 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
         # A person at a terminal reads the result; the loop has no other result than its events.
         level = logging.WARNING if args.chosen.quiet or on_terminal and args.command != _LOOP else settings.log_level
     logger = build_logger(stream, as_json, level, is_wanted(args.color, on_terminal, os.environ))
-    told = args.chosen.told_in_result if on_terminal and sys.stdout is not None and sys.stdout.isatty() else ()
+    is_seen = on_terminal and sys.stdout is not None and sys.stdout.isatty()
+    told = args.chosen.told_in_result if is_seen and not getattr(args, "group", None) else ()
     if args.command == _LOOP and not as_json:
         for handler in logger.handlers:
             handler.addFilter(_without_repetition())

@@ -45,7 +45,7 @@ class Command(NamedTuple):
     quiet: bool = False
     """Asked twice a minute by a probe: a line only when something is wrong, and never one in the log file."""
     told_in_result: tuple[str, ...] = ()
-    """Events that a person at a terminal need not see, because the result says the same."""
+    """Events that a person at a terminal need not see, because the result (but one of a group) says the same."""
     only_tells: bool = False
     """Whether it is of no use without its output."""
     told_behind: tuple[str, ...] = ()

@@ -124,9 +124,9 @@ class BlobsMissing(StorageManagerError):
         self.missing_count = missing_count
         self.entry_count = entry_count
         super().__init__(
-            f"{missing_count:,} of {entry_count:,} entries in {path} have no blob, and neither an interrupted run nor "
-            f"a few deletions of the service explain that. Is the store being restored, or a volume not mounted? If "
-            f"the blobs are gone for good, `check --repair` removes their entries"
+            f"{missing_count:,} of {entry_count:,} entries in {path} have no blob, and neither an interrupted run, the "
+            f"history, nor a few deletions of the service explain that. Is the store being restored, or a volume not "
+            f"mounted? If the blobs are gone for good, `check --repair` removes their entries"
         )
 
     @property

@@ -55,7 +55,9 @@ class Output:
             return None
         from shutil import get_terminal_size  # with all compressions: a probe, and what has no terminal, needs none
 
-        return get_terminal_size()
+        size = get_terminal_size()
+        # A terminal that was given no size has none.
+        return size if size.columns > 0 and size.lines > 0 else os.terminal_size((80, 24))
 
     @property
     def _is_terminal(self) -> bool:

@@ -73,8 +73,8 @@ def _matching(snapshot: Snapshot, args: argparse.Namespace, now: datetime) -> Sn
 def _sorted(snapshot: Snapshot, args: argparse.Namespace) -> list[Session]:
     sessions = list(merge(snapshot.sessions, snapshot.dangling))
     if args.sort in _KEYS:
-        sessions.sort(key=_KEYS[args.sort])
-    if args.reverse:
+        sessions.sort(key=_KEYS[args.sort], reverse=args.reverse)
+    elif args.reverse:
         sessions.reverse()
     return sessions
 

@@ -18,8 +18,9 @@ from storage_manager.base.output import Output
 from storage_manager.base.times import utc_text
 from storage_manager.commands import Context
 from storage_manager.commands.preview import preview
+from storage_manager.commands.tables import height
 from storage_manager.jobs import prune
-from storage_manager.jobs.plan import HELP, Outcome, Plan, sentence
+from storage_manager.jobs.plan import HELP, Outcome, overrun, sentence
 from storage_manager.jobs.progress import Progress, telling
 from storage_manager.jobs.prune import Job
 from storage_manager.store.snapshot import Session
@@ -76,7 +77,7 @@ def _show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, now: datetim
         return
     if outcome.dry_run:
         out.line(sentence(outcome))
-    unmet = [] if outcome.plan.target_met else list(_unmet(outcome.plan))
+    unmet = list(_unmet(outcome))
     if outcome.dry_run or verbose:
         lines = _lines(outcome, verbose)
         if outcome.dry_run:
@@ -91,18 +92,22 @@ def _show(outcome: Outcome, job: Job, as_json: bool, verbose: bool, now: datetim
         out.line(line)
 
 
-def _unmet(plan: Plan) -> Iterator[str]:
-    for cause, size_bytes in plan.causes.items():
-        yield f"target not met: {quantity.size(size_bytes)} {cause.replace('_', ' ')}"
+def _unmet(outcome: Outcome) -> Iterator[str]:
+    """Nothing when the target is met."""
+    stays = overrun(outcome.plan, outcome.final_bytes)
+    if stays:
+        yield f"target not met: {stays}"
+    lead = "    because of" if stays else "target not met:"
+    for cause, size_bytes in outcome.plan.causes.items():
+        yield f"{lead} {quantity.size(size_bytes)} {cause.replace('_', ' ')}"
         yield f"    to do: {HELP[cause]}"
 
 
 def _above(lines: Sequence[str], screen: Optional[os.terminal_size]) -> Optional[os.terminal_size]:
-    """What these lines, some of which are wrapped, leave of a terminal."""
+    """What these lines leave of a terminal."""
     if screen is None:
         return None
-    taken = sum(-(-len(line) // screen.columns) for line in lines)
-    return os.terminal_size((screen.columns, screen.lines - taken))
+    return os.terminal_size((screen.columns, screen.lines - height(lines, screen.columns)))
 
 
 def _lines(outcome: Outcome, verbose: bool) -> Iterator[str]:

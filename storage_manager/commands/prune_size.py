@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         limit_text=shown,
         max_delete=args.max_delete,
         history=None if args.dry_run else writable_history_file(settings, context.log),
-        earlier=lambda: earlier_deletions(settings),
+        earlier=lambda: earlier_deletions(settings, context.log),
     )
     if shown is not None and not args.json:
         context.out.line(f"the limit is {shown}, from {settings.limit_variable}; --max-mb tries another")

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         max_delete=args.max_delete,
         explain=args.verbose,
         history=None if args.dry_run else writable_history_file(settings, context.log),
-        earlier=lambda: earlier_deletions(settings),
+        earlier=lambda: earlier_deletions(settings, context.log),
     )
     needs_answer = args.age_days < NO_AGE_DAYS and not (args.yes or args.dry_run)
     if needs_answer and not _is_meant(job, context):

@@ -144,15 +144,13 @@ def _deleted_facts(settings: Settings, now: datetime) -> Optional[list[dict[str,
         lines = None
     if lines is None:
         return None
-    deletions = [run.last for run in runs(lines) if run.last.what == DELETED]
-    return [
-        {
-            "days": days,
-            "session_count": sum(line.session_count for line in deletions if now - line.time <= timedelta(days=days)),
-            "size_bytes": sum(line.size_bytes for line in deletions if now - line.time <= timedelta(days=days)),
-        }
-        for days in (_WEEK_DAYS, _MONTH_DAYS)
-    ]
+    found = []
+    for days in (_WEEK_DAYS, _MONTH_DAYS):
+        period = timedelta(days=days)
+        late = [run.last for run in runs(lines) if run.last.what == DELETED and now - run.last.time <= period]
+        count, size = sum(line.session_count for line in late), sum(line.size_bytes for line in late)
+        found.append({"days": days, "session_count": count, "size_bytes": size})
+    return found
 
 
 def _lock(settings: Settings, clock: Clock) -> Optional[str]:
@@ -195,7 +193,9 @@ def _print(facts: dict[str, Any], snapshot: Snapshot, now: datetime, out: Output
     groups = []
     if facts["groups"] and facts["group"] is None:
         screen = out.terminal_size
-        room = _GROUPS if screen is None else max(_FEWEST_GROUPS, screen.lines - len(head) - len(odd) - _GROUP_LINES)
+        room = _GROUPS
+        if screen is not None:
+            room = max(_FEWEST_GROUPS, screen.lines - tables.height([*head, *odd], screen.columns) - _GROUP_LINES)
         columns = ("GROUP", "SESSIONS>", "SIZE>", "SHARE>", "")
         groups = ["", *tables.table(columns, _group_rows(facts, room, out), out.columns)]
     for line in (*head, *groups, *odd):

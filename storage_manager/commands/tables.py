@@ -25,6 +25,11 @@ def columns_of(counts: Sequence[int], encoding: str) -> str:
     return "".join(levels[-(-count * (len(levels) - 1) // most)] for count in counts)
 
 
+def height(lines: Sequence[str], columns: int) -> int:
+    """How many lines of a terminal they take: it wraps the long ones."""
+    return sum(max(1, -(-len(line) // columns)) for line in lines)
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], columns: Optional[int] = None) -> Iterator[str]:
     """Lines of a table with columns as wide as they need to be; columns whose header ends in `>` align right.
 

@@ -105,17 +105,22 @@ def fates(lines: Iterable[Line], guid: str) -> list[Fate]:
 
 
 def deleted_by(lines: Iterable[Line]) -> Deleted:
-    deleted: set[str] = set()
-    announced: dict[_Key, str] = {}
+    """What the runs that are told of have deleted. A batch is doubtful when its end is not told, or not its count."""
+    certainly: set[str] = set()
+    doubtful: set[str] = set()
+    before: dict[_Key, Line] = {}
     for line in lines:
-        if line.what != DELETED:
+        if line.what != DELETED or not (line.going or line.stayed is not None):
             continue
-        if line.stayed is not None:
-            deleted.update(announced.pop(_key(line), "").split())
-            deleted.difference_update(line.stayed.split())
-        if line.going:
-            announced[_key(line)] = line.going
-    return Deleted(deleted, deleted.union(" ".join(announced.values()).split()))
+        last = before.get(_key(line))
+        before[_key(line)] = line
+        if last is None or not last.going:
+            continue
+        batch = set(last.going.split()).difference((line.stayed or "").split())
+        is_told = line.stayed is not None and line.session_count - last.session_count == len(batch)
+        (certainly if is_told else doubtful).update(batch)
+    doubtful.update(guid for line in before.values() for guid in line.going.split())
+    return Deleted(certainly, certainly | doubtful)
 
 
 def _key(line: Line) -> _Key:

@@ -121,7 +121,7 @@ class Deleted(NamedTuple):
 
     certainly: Set[str] = frozenset()
     perhaps: Set[str] = frozenset()
-    """Those, too, that a run which broke off had announced."""
+    """With those that a run had announced, and did not tell of any more."""
 
 
 class Outcome(NamedTuple):
@@ -146,16 +146,24 @@ class Outcome(NamedTuple):
 
 def unmet(plan: Plan, final_bytes: int) -> str:
     """Why a limit is not kept, and what helps most; empty when all are."""
-    if plan.target_met or (plan.target_bytes is None and not plan.surplus_count):
+    stays = overrun(plan, final_bytes)
+    if not stays:
+        return ""
+    causes = ", ".join(f"{cause} {size(size_bytes)}" for cause, size_bytes in plan.causes.items())
+    largest = max(plan.causes, key=lambda cause: plan.causes[cause])
+    return f"{stays}, because of what may not be deleted: {causes} ({HELP[largest]})"
+
+
+def overrun(plan: Plan, final_bytes: int) -> str:
+    """By how much a limit is not kept; empty when all are."""
+    if plan.target_met:
         return ""
     stays = []
     if plan.target_bytes is not None and (final_bytes > plan.target_bytes or not plan.surplus_count):
         stays.append(f"usage stays at {size(final_bytes)}, above the target of {size(plan.target_bytes)}")
     if plan.surplus_count:
         stays.append(f"{counted(plan.surplus_count, 'session')} more stay than may")
-    causes = ", ".join(f"{cause} {size(size_bytes)}" for cause, size_bytes in plan.causes.items())
-    largest = max(plan.causes, key=lambda cause: plan.causes[cause])
-    return f"{'; '.join(stays)}, because of what may not be deleted: {causes} ({HELP[largest]})"
+    return "; ".join(stays)
 
 
 def sentence(outcome: Outcome) -> str:

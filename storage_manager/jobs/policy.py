@@ -105,23 +105,30 @@ FEW_MISSING = 10
 FEW_IN = 100
 
 
-def blobs_are_missing(scope: Snapshot, earlier: Callable[[], Deleted]) -> bool:
+def blobs_are_missing(snapshot: Snapshot, group: Optional[str], earlier: Callable[[], Deleted]) -> bool:
     """Whether more entries have no blob than is explained.
 
     A run that was interrupted deletes oldest first, and a client that writes an older text brings just those entries
     back: they are older than every session that is left. A client's own deletions leave few. Where a session is older,
-    because its entry was put back late, what `earlier` runs have deleted is asked for. When one of those sessions is
-    there again, the store is being restored, and that explains nothing.
+    because its entry was put back late, what `earlier` runs have deleted is asked for. That explains nothing where no
+    session is left, or one of those is there again: then the store is being restored.
     """
+    scope = snapshot.scoped(group)
     dangling, sessions = scope.dangling, scope.sessions
-    few = max(FEW_MISSING, (len(dangling) + len(sessions)) // FEW_IN)
     newer = dangling[bisect_left(dangling, sessions[0]) if sessions else 0 :]
-    if len(newer) <= few:
+    if _are_few(len(newer), len(dangling) + len(sessions)):
         return False
-    deleted = earlier()
-    if not deleted.certainly.isdisjoint(session.guid.lower() for session in sessions):
+    if not sessions:
         return True
-    return sum(1 for session in newer if session.guid.lower() not in deleted.perhaps) > few
+    deleted = earlier()
+    if not deleted.certainly.isdisjoint(session.guid.lower() for session in snapshot.sessions):
+        return True
+    unexplained = sum(1 for session in newer if session.guid.lower() not in deleted.perhaps)
+    return not _are_few(unexplained, unexplained + len(sessions))
+
+
+def _are_few(count: int, entry_count: int) -> bool:
+    return count <= max(FEW_MISSING, entry_count // FEW_IN)
 
 
 # So few sessions may all be as old as that by chance.

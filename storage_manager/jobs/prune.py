@@ -338,8 +338,8 @@ class _Run:
 
 def _require_blobs(job: Job, snapshot: Snapshot) -> None:
     """Raises BlobsMissing."""
-    scope = snapshot.scoped(job.group)
-    if blobs_are_missing(scope, job.earlier):
+    if blobs_are_missing(snapshot, job.group, job.earlier):
+        scope = snapshot.scoped(job.group)
         missing_count = len(scope.dangling)
         raise BlobsMissing(job.storage_dir, missing_count, missing_count + len(scope.sessions))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 from typing import Optional
 
 from storage_manager.base.append import older
+from storage_manager.base.errors import describe_errno, errno_name
 from storage_manager.base.log import EventLog, log_files
 from storage_manager.base.text import printable
 from storage_manager.config import Fallback, Settings, default_file, report_fallbacks
@@ -48,11 +48,24 @@ def writable_history_file(settings: Settings, log: EventLog) -> Optional[History
     return file
 
 
-def earlier_deletions(settings: Settings) -> Deleted:
-    """Of the runs that the history tells of; none where it cannot be read."""
+def earlier_deletions(settings: Settings, log: EventLog) -> Deleted:
+    """Of the runs that the history tells of; none, after an event, where it cannot be read."""
     file = history_file(settings)
-    with suppress(OSError, ValueError):
-        return deleted_by((file and read_history(file)) or ())
+    if file is None:
+        return Deleted()
+    number = None
+    try:
+        return deleted_by(read_history(file) or ())
+    except OSError as error:
+        problem, number = describe_errno(error), errno_name(error.errno)
+    except ValueError as error:
+        problem = str(error)
+    log.warning(
+        "storage_manager.history_failed",
+        f"cannot read the history {file.path}: {problem}; what earlier runs have deleted is not known",
+        file=file.path,
+        errno=number,
+    )
     return Deleted()
 
 

@@ -149,7 +149,7 @@ def _cycle(
         lock_stale_secs=settings.lock_stale_secs,
         limit_text=limit_text(limit_bytes, settings.limit_source),
         history=None if only_plan else writable_history_file(settings, log),
-        earlier=lambda: earlier_deletions(settings),
+        earlier=lambda: earlier_deletions(settings, log),
         max_delete=settings.max_delete,
         let_through=f"To let it through once, run `run-loop --once` with {settings.prefix}_MAX_DELETE=off",
         is_watched=False,

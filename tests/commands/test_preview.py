@@ -99,8 +99,10 @@ def test_a_dry_run_of_which_nothing_comes_is_a_sentence(storage: Path) -> None:
 def test_what_keeps_the_target_from_being_met_stands_at_the_end(storage: Path) -> None:
     make_store(storage, 3, size=1000)
     done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1000B", "--keep-last", "2", "--dry-run")
-    *_, victim, cause, remedy = done.stdout.splitlines()
-    assert victim.startswith("delete") and cause.startswith("target not met: ") and remedy.startswith("    to do: ")
+    *_, victim, stays, cause, remedy = done.stdout.splitlines()
+    assert victim.startswith("delete")
+    assert stays == "target not met: usage stays at 2.0 KB, above the target of 1000 B"
+    assert cause == "    because of 2.0 KB keep last" and remedy.startswith("    to do: ")
 
 
 @pytest.mark.parametrize(("rows", "shown"), [(50, 20), (24, 12), (10, 5)])
@@ -121,14 +123,15 @@ def test_on_a_narrow_terminal_a_line_is_a_line(storage: Path) -> None:
     assert len(rows) > 5 and all(line.endswith(" 1 B...") for line in rows), "the size is seen, too"
 
 
-def test_on_a_terminal_the_sentence_stays_also_where_a_target_is_not_met(storage: Path) -> None:
+@pytest.mark.parametrize("columns", [80, 0], ids=["80 columns", "a size of 0"])
+def test_on_a_terminal_the_sentence_stays_also_where_a_target_is_not_met(storage: Path, columns: int) -> None:
     make_store(storage, 30, size=1000)
     for number in range(9):
         orphan = storage / f"00000000-0000-4000-8000-{number:012}.json"
         orphan.write_bytes(bytes(1000))
         os.utime(orphan, (0, 0))
     env = {"GOFR_DIG_MAX_STORAGE_MB": "6000B"}
-    with Terminal(command("--storage-dir", storage, "prune-size", "--dry-run"), env) as terminal:
+    with Terminal(command("--storage-dir", storage, "prune-size", "--dry-run"), env, columns) as terminal:
         assert terminal.end() == 1
     screen = terminal.screen
     assert screen[0].startswith("the limit is 5.9 KB, from ") and screen[1].startswith("would delete 27 sessions")

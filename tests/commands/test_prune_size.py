@@ -116,7 +116,7 @@ def test_the_newest_are_kept_and_the_target_is_reported_unmet(storage: Path) -> 
     unmet = event(done.stderr, "storage_manager.prune.target_unmet")
     assert (unmet["@l"], unmet["final_bytes"], unmet["target_bytes"]) == ("Warning", 5000, 3000)
     assert unmet["causes"] == {"keep_last": 5000}
-    assert "target not met: 4.9 KB keep last" in done.stdout
+    assert "    because of 4.9 KB keep last" in done.stdout
 
 
 def test_young_sessions_are_kept_and_the_target_is_reported_unmet(storage: Path) -> None:
@@ -173,7 +173,7 @@ def test_orphans_count_but_stay_and_do_not_empty_the_store(storage: Path) -> Non
     assert "orphan 9.8 KB" in unmet["@m"] and "check --adopt-orphans" in unmet["@m"]
     assert orphan.exists()
     assert set(read_entries(storage)) == set(guids[4:])  # half of the limit is theirs, whatever the orphans take
-    assert "target not met: 9.8 KB orphan\n    to do: `check --adopt-orphans GROUP`" in done.stdout
+    assert "    because of 9.8 KB orphan\n    to do: `check --adopt-orphans GROUP`" in done.stdout
 
 
 def test_orphans_below_the_target_are_made_room_for(storage: Path) -> None:

@@ -21,7 +21,7 @@ from storage_manager.base.errors import Interrupted, StoreError
 from storage_manager.base.log import EventLog
 from storage_manager.jobs import journal as journal_module
 from storage_manager.jobs import repair
-from storage_manager.jobs.history import STAYED, SWEPT, UNCERTAIN, Fate, Line, decode, fates, runs
+from storage_manager.jobs.history import STAYED, SWEPT, UNCERTAIN, Fate, Line, decode, deleted_by, fates, runs
 from storage_manager.jobs.journal import ADOPTED, BATCH, DELETED, REPAIRED, HistoryFile, Journal
 from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import PruneLimits, plan_prune
@@ -252,6 +252,24 @@ def test_a_run_whose_beginning_was_rotated_away_keeps_its_totals() -> None:
 def test_a_check_that_adopts_and_repairs_is_two_runs() -> None:
     data = line(what=ADOPTED, exit_code=0) + line(what=REPAIRED, exit_code=0)
     assert [told.last.what for told in runs(decode(data, STORE.__eq__))] == [ADOPTED, REPAIRED]
+
+
+def deleted(*lines: bytes) -> tuple[str, str]:
+    found = deleted_by(decode(b"".join(lines), STORE.__eq__))
+    return " ".join(sorted(found.certainly)), " ".join(sorted(found.perhaps - found.certainly))
+
+
+def test_what_runs_have_deleted_is_certain_where_all_is_told() -> None:
+    begin, middle = line(going="A b"), line(stayed="B", going="c d", session_count=1)
+    end = line(stayed="", session_count=3, exit_code=0)
+    assert deleted(begin, middle, end) == ("a c d", "")
+    assert deleted(begin, line(swept="x y"), middle, line(run_id="2", going="e"), end) == ("a c d", "e")
+    assert deleted(begin, middle) == ("a", "c d")
+    assert deleted(middle, end) == ("c d", ""), "the beginning was rotated away"
+    assert deleted(begin, end) == ("", "a b"), "a line is lost"
+    adopted = line(what=ADOPTED, going="a"), line(what=ADOPTED, stayed="", session_count=1, exit_code=0)
+    assert deleted(*adopted) == ("", "")
+    assert deleted(line(storage_dir="/srv/other", going="a")) == ("", "")
 
 
 def test_all_that_became_of_a_session_is_told_in_order() -> None:

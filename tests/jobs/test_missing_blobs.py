@@ -87,7 +87,7 @@ def test_few_missing_blobs_are_everyday_life() -> None:
                 continue
             newest = range(total - count, total)
             store = Snapshot(sessions(list(range(total - count))), sessions(list(newest)), [])
-            assert blobs_are_missing(store, Deleted) == (count > few), (total, count)
+            assert blobs_are_missing(store, None, Deleted) == (count > few), (total, count)
 
 
 def test_what_is_older_than_every_session_is_explained() -> None:
@@ -98,7 +98,7 @@ def test_what_is_older_than_every_session_is_explained() -> None:
         present = sessions([age for age in ages if age not in {(one.created_at - BEGIN).days for one in dangling}])
         unexplained = [one for one in dangling if not present or one > present[0]]
         expected = len(unexplained) > max(FEW_MISSING, len(ages) // FEW_IN)
-        assert blobs_are_missing(Snapshot(present, dangling, []), Deleted) == expected
+        assert blobs_are_missing(Snapshot(present, dangling, []), None, Deleted) == expected
 
 
 def brought_back(storage: Path, count: int, gone: int) -> list[str]:
@@ -117,17 +117,22 @@ def brought_back(storage: Path, count: int, gone: int) -> list[str]:
     return guids
 
 
-def test_what_earlier_runs_have_deleted_is_explained_beside_a_session_that_is_older(storage: Path) -> None:
+@pytest.mark.parametrize(
+    "command", [("prune-size", "--max-mb", "1000B"), ("purge", "--age-days", "1"), ("run-loop", "--once")], ids=" ".join
+)
+def test_what_earlier_runs_have_deleted_is_explained_beside_a_session_that_is_older(
+    storage: Path, command: tuple[str, ...]
+) -> None:
     guids = brought_back(storage, 100, 60)
     for extra in ("--dry-run", "--quiet"):
         done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1P", extra)
         assert done.returncode == 0, done.stderr
-    done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1000B")
+    done = run_tool("--storage-dir", storage, *command, env={"GOFR_DIG_MAX_STORAGE_MB": "1000B"})
     assert done.returncode == 0 and not blobs(storage) & set(guids[:61]), done.stderr
     assert set(read_entries(storage)) == blobs(storage)
 
 
-@pytest.mark.parametrize("doubt", ["no history", "restored", "others are missing"])
+@pytest.mark.parametrize("doubt", ["no history", "restored", "others are missing", "all are missing"])
 def test_a_history_explains_neither_a_restored_store_nor_what_it_does_not_tell(storage: Path, doubt: str) -> None:
     guids = brought_back(storage, 100, 60)
     env = {}
@@ -136,8 +141,37 @@ def test_a_history_explains_neither_a_restored_store_nor_what_it_does_not_tell(s
     elif doubt == "restored":
         (storage / f"{guids[40]}.json").write_bytes(b"x")
     else:
-        without(storage, guids[70:81])
-    before = (storage / "metadata.json").read_bytes()
-    done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1000B", env=env)
-    assert done.returncode == 1 and event(done.stderr, "storage_manager.storage_suspect"), done.stderr
-    assert (storage / "metadata.json").read_bytes() == before and len(blobs(storage)) >= 29
+        without(storage, guids[70:81] if doubt == "others are missing" else [guids[0], *guids[61:]])
+    before = (storage / "metadata.json").read_bytes(), blobs(storage)
+    for command in COMMANDS:
+        done = run_tool("--storage-dir", storage, *command, env=env)
+        assert done.returncode == 1 and event(done.stderr, "storage_manager.storage_suspect"), done.stderr
+        assert ((storage / "metadata.json").read_bytes(), blobs(storage)) == before
+
+
+def test_a_history_that_cannot_be_read_is_told_of(storage: Path, tmp_path: Path) -> None:
+    brought_back(storage, 100, 60)
+    (tmp_path / "history").symlink_to("/dev/null")
+    env = {"GOFR_DIG_HISTORY_FILE": str(tmp_path / "history")}
+    done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1000B", "--dry-run", env=env)
+    assert done.returncode == 1
+    assert "cannot read the history" in event(done.stderr, "storage_manager.history_failed")["@m"]
+
+
+def test_the_history_is_asked_about_the_whole_store_and_whatever_the_case_of_a_guid() -> None:
+    def snapshot(back: str) -> Snapshot:
+        present = [one._replace(group="b" if one.guid.endswith("0") else back) for one in sessions([0, *range(50, 60)])]
+        gone = [one._replace(group="b", guid=one.guid.replace("0", "A")) for one in sessions(list(range(20, 40)))]
+        return Snapshot(present, gone, [])
+
+    def suspects(group: str | None, certainly: set[str], perhaps: set[str]) -> bool:
+        return blobs_are_missing(snapshot("a"), group, lambda: Deleted(certainly, perhaps))
+
+    names = {one.guid.lower() for one in snapshot("a").dangling}
+    there = snapshot("a").sessions[-1].guid
+    for group in (None, "b"):
+        assert not suspects(group, names, names)
+        assert suspects(group, {there}, names | {there})
+        assert not suspects(group, set(), names | {there})
+        assert not suspects(group, set(), set(list(names)[10:]))
+        assert suspects(group, set(), set(list(names)[11:]))
