@@ -44,6 +44,7 @@ FLOOR_PRUNE = (
 
 CLIENT_SIZES = (30, 300, 3_000, 30_000)
 CLIENT_PRUNES = 8
+ALONE_SECS = 5
 
 # How the service saves a session: blob, read all, write all; where nobody prunes, it keeps that many entries. Prints
 # how long it took, how many entries there were, and which session it was.
@@ -175,19 +176,26 @@ def client_benchmark(scratch, archive, sessions, fsync_ms, pause_ms):
     lost = sum(guid not in entries for _, _, guid in beside if guid not in deleted)
     dangling = sum(guid in entries for guid in deleted)
     shutil.rmtree(store)
-    entry_count = median([count for _, count, _ in beside])
-    make_store(store, entry_count)
-    with open(trail, "w+") as saves:
-        process = subprocess.Popen([*client, str(entry_count)], stdout=saves)
-        time.sleep(sum(prunes) + CLIENT_PRUNES)
-        alone = stop(process, saves)
-    shutil.rmtree(store)
-    beside, alone = ([1000 * secs for secs, _, _ in saved] for saved in (beside, alone))
+    # A save takes the longer the more entries there are: without us, at the least and the most that there were.
+    counts = sorted(count for _, count, _ in beside)
+    few, many = counts[len(counts) // 10], counts[-1 - len(counts) // 10]
+    alone = {}
+    for entry_count in (few, many):
+        make_store(store, entry_count)
+        with open(trail, "w+") as saves:
+            process = subprocess.Popen([*client, str(entry_count)], stdout=saves)
+            time.sleep(ALONE_SECS)
+            alone[entry_count] = [secs for secs, _, _ in stop(process, saves)]
+        shutil.rmtree(store)
+    base = median(alone[few])
+    slope = (median(alone[many]) - base) / max(1, many - few)
+    slower = median([secs / max(base / 2, base + slope * (count - few)) for secs, count, _ in beside])
+    worst, worst_alone = (1000 * max(secs) for secs in ([secs for secs, _, _ in beside], [*alone[few], *alone[many]]))
     print(
         f"client {sessions:<7,} fsync {fsync_ms:4.1f} ms, pause {pause_ms:2.0f} ms   prune {median(prunes):5.2f} s, "
         f"worst {max(prunes):5.2f} s, exit codes {sorted(set(codes))}, {deferred} of {CLIENT_PRUNES} deferred, "
-        f"{lost} lost, {dangling} dangling   save {median(beside):6.1f} ms, worst {max(beside):6.1f} ms; without us "
-        f"{median(alone):6.1f} and {max(alone):6.1f} ms",
+        f"{lost} lost, {dangling} dangling   save {slower:4.2f} times, worst {worst:6.1f} ms; without us "
+        f"{worst_alone:6.1f} ms",
         flush=True,
     )
 
