@@ -144,10 +144,10 @@ def _deleted_facts(settings: Settings, now: datetime) -> Optional[list[dict[str,
         lines = None
     if lines is None:
         return None
+    ends = [run.last for run in runs(lines) if run.last.what == DELETED]
     found = []
     for days in (_WEEK_DAYS, _MONTH_DAYS):
-        period = timedelta(days=days)
-        late = [run.last for run in runs(lines) if run.last.what == DELETED and now - run.last.time <= period]
+        late = [line for line in ends if now - line.time <= timedelta(days=days)]
         count, size = sum(line.session_count for line in late), sum(line.size_bytes for line in late)
         found.append({"days": days, "session_count": count, "size_bytes": size})
     return found

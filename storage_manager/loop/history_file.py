@@ -62,7 +62,8 @@ def earlier_deletions(settings: Settings, log: EventLog) -> Deleted:
         problem = str(error)
     log.warning(
         "storage_manager.history_failed",
-        f"cannot read the history {file.path}: {problem}; what earlier runs have deleted is not known",
+        f"cannot read the history {file.path}: {problem}; what earlier runs have deleted is not known. "
+        f"Mend it, or name another file: {file.variable}",
         file=file.path,
         errno=number,
     )

@@ -651,6 +651,10 @@ def test_stats_tells_what_was_deleted_of_late(storage: Path, tmp_path: Path) -> 
         {"days": 7, "session_count": 1, "size_bytes": 1000}, {"days": 30, "session_count": 3, "size_bytes": 3000}
     ]  # fmt: skip
     assert json.loads(shown("--json", "--group", "g"))["deleted"] is None
+    history.write_text(re.sub(r'"time":"[^"]+"', f'"time":"{ago(days=1)[:19]}Z"', told))
+    assert re.findall("(?m)^.* sessions?, .* over the last .*$", shown()) == [
+        "Deleted    7 sessions, 6.8 KB over the last 7 days"
+    ]
     history.write_bytes(b"")
     assert "Deleted" not in shown()
     history.unlink()

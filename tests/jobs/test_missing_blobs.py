@@ -175,3 +175,5 @@ def test_the_history_is_asked_about_the_whole_store_and_whatever_the_case_of_a_g
         assert not suspects(group, set(), names | {there})
         assert not suspects(group, set(), set(list(names)[10:]))
         assert suspects(group, set(), set(list(names)[11:]))
+    gone = snapshot("a").dangling
+    assert blobs_are_missing(Snapshot([], gone, []), None, lambda: Deleted(names, names))
