@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from datetime import datetime
@@ -11,24 +9,17 @@ from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import failing_as
 from storage_manager.base.log import EventLog
-from storage_manager.base.times import from_timestamp, utc_text
+from storage_manager.base.times import utc_text
 from storage_manager.jobs.journal import ADOPTED, REPAIRED, HistoryFile, Journal
 from storage_manager.jobs.orphans import Missed, adoptable, entries_text, missed
 from storage_manager.jobs.progress import Progress, report_swept, reporting
-from storage_manager.store.aside import open_previous
+from storage_manager.store.aside import Told, told_by
 from storage_manager.store.directory import Store
 from storage_manager.store.inventory import IN_FLIGHT_AGE
 from storage_manager.store.locked import LockedStore, locked_store
 from storage_manager.store.snapshot import ORPHAN, Session, Snapshot
 from storage_manager.store.survey import report_findings, take_snapshot
-
-_guids_in = re.compile(rb"(?=([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}))").findall
-_formats_in = re.compile(rb'"format"\s{0,4}:\s{0,4}"([a-z0-9][a-z0-9_+-]{0,31})"').findall
-_CHUNK_BYTES = 1 << 20
-_OVERLAP_BYTES = 128
-"""More than the longest of what is searched for."""
 
 # A store has a handful of formats. Text with more than this is not looked into by name, but kept.
 _MOST_FORMATS = 16
@@ -202,7 +193,7 @@ def _repair(
     kept: list[str] = []
     formats = {session.format for session in snapshot.sessions} if snapshot.torn else set()
     for name in snapshot.torn:
-        told = _told_by(locked.store, name)
+        told = told_by(locked.store, name)
         may_tell = _is_young(told, blobs, clock.now()) or not told.guids.isdisjoint(blobs.guids)
         may_tell = may_tell or _names_a_blob(locked.store, told.guids.difference(keys), told.formats | formats)
         (kept if may_tell else removed).append(name)
@@ -243,29 +234,7 @@ def _sweep(
     return snapshot, keys
 
 
-class _Told(NamedTuple):
-    """What unfinished metadata tells of."""
-
-    modified_at: datetime
-    guids: set[str]
-    formats: set[str]
-
-
-def _told_by(store: Store, name: str) -> _Told:
-    fd = open_previous(store, name)
-    with open(fd, "rb") as file, failing_as("read", store.file(name)):
-        told = _Told(from_timestamp(os.fstat(fd).st_mtime), set(), set())
-        tail = b""
-        while True:
-            data = file.read(_CHUNK_BYTES)
-            if not data:
-                return told
-            told.guids.update(guid.decode() for guid in _guids_in(tail + data))
-            told.formats.update(extension.decode() for extension in _formats_in(tail + data))
-            tail = (tail + data)[-_OVERLAP_BYTES:]
-
-
-def _is_young(told: _Told, blobs: Missed, now: datetime) -> bool:
+def _is_young(told: Told, blobs: Missed, now: datetime) -> bool:
     """Whether the writer of unfinished metadata may yet tell of a blob without an entry.
 
     A writer that was stopped goes on some time. The blob of its save is there already, and was written within

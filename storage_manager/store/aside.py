@@ -6,17 +6,25 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from contextlib import suppress
-from typing import Optional
+from datetime import datetime
+from typing import NamedTuple, Optional
 
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StorageManagerError, StoreError, failing_as
 from storage_manager.base.log import EventLog
+from storage_manager.base.times import from_timestamp
 from storage_manager.store.directory import CREATE, Store, close, write_all
 from storage_manager.store.names import ASIDE_PREFIX, METADATA_NAME, MOST_PREVIOUS, PREV_NAME, previous_names
 
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 _CHUNK_BYTES = 1 << 20
+
+_guids_in = re.compile(rb"(?=([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}))").findall
+_formats_in = re.compile(rb'"format"\s{0,4}:\s{0,4}"([a-z0-9][a-z0-9_+-]{0,31})"').findall
+_OVERLAP_BYTES = 128
+"""More than the longest of what is searched for."""
 
 
 def link_previous(store: Store, most: int) -> Optional[str]:
@@ -111,3 +119,26 @@ def _report_aside(store: Store, log: EventLog, aside: str) -> None:
         what="kept_aside",
         file=aside,
     )
+
+
+class Told(NamedTuple):
+    """What a text tells of, be it torn."""
+
+    modified_at: datetime
+    guids: set[str]
+    formats: set[str]
+
+
+def told_by(store: Store, name: str) -> Told:
+    """Raises StoreError."""
+    fd = open_previous(store, name)
+    with open(fd, "rb") as file, failing_as("read", store.file(name)):
+        told = Told(from_timestamp(os.fstat(fd).st_mtime), set(), set())
+        tail = b""
+        while True:
+            data = file.read(_CHUNK_BYTES)
+            if not data:
+                return told
+            told.guids.update(guid.decode() for guid in _guids_in(tail + data))
+            told.formats.update(extension.decode() for extension in _formats_in(tail + data))
+            tail = (tail + data)[-_OVERLAP_BYTES:]

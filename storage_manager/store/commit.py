@@ -17,6 +17,7 @@ from storage_manager.base.clock import Clock, Patience
 from storage_manager.base.errors import (
     CommitContended,
     MetadataBusy,
+    MetadataCorrupt,
     NotWritable,
     StorageManagerError,
     StoreError,
@@ -56,7 +57,8 @@ SETTLE_SECS = 0.05
 # within this, or nearly; one that is idle lets us wait in vain, and then the next run makes sure.
 WATCH_SECS = 0.5
 
-# A client at full speed may undo it time and again; then the next run goes on.
+# A client at full speed may undo it time and again; then the next run goes on. What has to be put back on the way is a
+# part of this.
 PUT_BACK_PATIENCE_SECS = 4.0
 
 
@@ -70,6 +72,10 @@ class Committer:
         self._draft: Optional[Draft] = None
         self._published: Optional[os.stat_result] = None
         self.most_previous = MOST_PREVIOUS
+        self.is_undone = False
+        """Whether a client has undone what was put back, for as long as there was patience."""
+        self._give_up: Optional[Patience] = None
+        """Of the put_back() under way."""
 
     def prepare(self, reading: Reading, blob_name: Optional[str] = None) -> None:
         """Make sure, before the first deletion, that a commit will be possible.
@@ -261,9 +267,20 @@ class Committer:
         Putting back is not like removing: a client that read before it and writes after it undoes it. So the
         result is watched, and merged again where it was undone, until a client's write shows that the client
         has seen it. Without such a write nothing is certain, and the caller must keep `late` for another run.
-        Raises like commit(); after CommitContended, too, it must be kept.
+        Raises CommitContended, after which it must be kept as well, NotWritable or StoreError.
         """
-        give_up = Patience(self.clock, PUT_BACK_PATIENCE_SECS, 0.0)
+        if self._give_up is not None:  # what is put back overlaps a write itself
+            return not self._give_up.exhausted() and self._put_back(late, base, what, self._give_up)
+        give_up = self._give_up = Patience(self.clock, 0.0 if self.is_undone else PUT_BACK_PATIENCE_SECS, 0.0)
+        stays = False
+        try:
+            stays = self._put_back(late, base, what, give_up)
+            return stays
+        finally:
+            self._give_up = None
+            self.is_undone = self.is_undone or not (stays or give_up.left_secs)
+
+    def _put_back(self, late: Document, base: Optional[Document], what: Optional[str], give_up: Patience) -> bool:
         total = added = self._merge(late, base, give_up.left_secs)
         quiet = Patience(self.clock, WATCH_SECS, 0.0)
         while added and not quiet.exhausted() and not give_up.exhausted():
@@ -293,7 +310,10 @@ class Committer:
             count = len(edit.add) + len(edit.replace)
             return edit if count else None
 
-        self.commit(editor, late.fingerprint(), patience_secs)
+        try:
+            self.commit(editor, late.fingerprint(), patience_secs)
+        except MetadataCorrupt as error:  # torn for so short a time, it is a client's that is at work
+            raise CommitContended(f"{error}; no session was lost") from error
         if count is None:
             raise StorageManagerError(
                 f"{self.store.file(METADATA_NAME)} has disappeared while entries were put back into it; they are kept "

@@ -104,6 +104,10 @@ class LockedStore:
     def _remove_entries(
         self, deleted: Collection[str], swept: Collection[str], tell: Tell, patience_secs: float
     ) -> None:
+        if self._committer.is_undone:  # it would undo this as well, and each attempt may leave more to put back
+            raise CommitContended(
+                f"a client undoes what is put back into {self.store.file(METADATA_NAME)}; no session was lost"
+            )
         removal = Removal(self.store, self._clock, deleted, swept)
         try:
             with self._clock.doing("removing entries from metadata.json"):

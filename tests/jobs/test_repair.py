@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ from stores import leftovers, make_store, read_entries
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StoreError
 from storage_manager.base.log import EventLog
+from storage_manager.cli import main
 from storage_manager.jobs.repair import Terms, adopt, repair
 from storage_manager.store import commit, recovery
 from storage_manager.store.commit import Committer
@@ -136,6 +138,28 @@ def test_an_adoption_that_a_client_leaves_no_moment_for_leaves_the_orphans(
     assert [orphan.guid for orphan in adoption.later] == [GUID]
     assert list(read_entries(storage)) == guids
     assert leftovers(storage) == []
+
+
+def test_a_blob_whose_entry_waits_to_be_put_back_is_no_orphan(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither is it given another entry, nor purged, while a client at full speed keeps its own from coming back."""
+    guids = make_store(storage, 2)
+    put(storage, f"{GUID}.json", b"x", HOUR_SECS)
+    text = (storage / "metadata.json").read_text()
+    waiting = json.dumps({GUID: json.loads(text)[guids[0]]})
+    (storage / ".metadata.json.prev").write_text(waiting)
+    monkeypatch.setattr(Clock, "install", lambda self: None)
+    monkeypatch.setattr(Reading, "unchanged", lambda self: False)
+    monkeypatch.setattr(commit, "PUT_BACK_PATIENCE_SECS", 0.05)
+    assert adopt(terms(storage), "lost", Clock(), LOG).adopted == ()
+    for words in (["purge", "--orphans", "--age-days", "0", "--yes"], ["check", "--verbose"]):
+        assert main(["--storage-dir", str(storage), *words]) == (1 if "check" in words else 0)
+    assert "in flight: its entry may be in .metadata.json.prev, to be put back by a run\n" in capfd.readouterr().out
+    assert (storage / f"{GUID}.json").exists() and (storage / "metadata.json").read_text() == text
+    (storage / ".metadata.json.prev").unlink()
+    assert main(["--storage-dir", str(storage), "purge", "--orphans", "--age-days", "0", "--yes"]) == 0
+    assert not (storage / f"{GUID}.json").exists()
 
 
 def test_metadata_that_a_client_creates_meanwhile_stays(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1116,6 +1116,24 @@ def test_several_old_files_are_all_put_back(storage: Path, guids: list[str], pru
     expect_cleared(storage, prune)
 
 
+def test_where_a_client_undoes_what_is_put_back_the_deletions_go_on_and_their_entries_wait(
+    storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = read_entries(storage)
+    late = guids[-1]
+    (storage / PREV).write_text(json.dumps({late: entries[late]}))
+    write_entries(storage, {guid: entries[guid] for guid in guids if guid != late})
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "PUT_BACK_PATIENCE_SECS", 0.0)
+        result = prune()
+    assert result.code == 0 and blobs(storage) == set(guids[VICTIMS:])
+    told = event(result.err, "storage_manager.commit_deferred")
+    assert (told["@l"], told["entry_count"]) == ("Information", VICTIMS) and "undoes what is put back" in told["@m"]
+    assert set(read_entries(storage)) == set(guids) and leftovers(storage) == [PREV]
+    expect_cleared(storage, prune)
+    expect_kept(storage, guids[-1:])
+
+
 def test_a_client_that_read_before_a_recovery_and_writes_after_it_does_not_undo_it(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,11 +17,12 @@ from client import Client
 from stores import leftovers, make_store, read_entries, write_entries
 
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import Interrupted, StoreError
+from storage_manager.base.errors import CommitContended, Interrupted, StoreError
 from storage_manager.base.log import EventLog
 from storage_manager.store import recovery
 from storage_manager.store.commit import Committer
 from storage_manager.store.directory import Store, open_store
+from storage_manager.store.document import parse
 from storage_manager.store.edit import Removal
 
 METADATA = "metadata.json"
@@ -141,6 +142,56 @@ def test_an_old_file_under_the_name_that_only_a_recovery_uses_is_put_back(storag
     write_entries(storage, {guids[0]: entries[guids[0]]})
     recovery.recover(committer)
     assert read_entries(storage) == entries
+
+
+def test_a_client_that_undoes_what_is_put_back_costs_a_run_one_patience_in_all(
+    storage: Path, committer: Committer, clock: Walked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many old files there are, and although what is put back overlaps writes itself."""
+    guids = make_store(storage, 4)
+    entries = read_entries(storage)
+    for guid, name in zip(guids[1:], [PREV, f"{PREV}.1", f"{PREV}.2"]):
+        (storage / name).write_text(json.dumps({guid: entries[guid]}))
+    write_entries(storage, {guids[0]: entries[guids[0]]})
+    text = (storage / METADATA).read_text()
+    real_rename = os.rename
+    overlapped: list[str] = []
+
+    def undo() -> None:
+        (storage / METADATA).write_text(text)
+
+    def rename(source: str, *arguments: Any, **options: Any) -> None:
+        if source != TMP or len(overlapped) == 4:
+            real_rename(source, *arguments, **options)
+            return
+        with (storage / METADATA).open("w") as old:
+            real_rename(source, *arguments, **options)
+            overlapped.append(Client(storage).save())
+            json.dump({**json.loads(text), overlapped[-1]: read_entries(storage)[overlapped[-1]]}, old)
+
+    monkeypatch.setattr(os, "rename", rename)
+    clock.on_pause = undo
+    recovery.recover(committer)
+    assert len(overlapped) == 4 and 4.0 <= clock.passed_secs <= 4.5
+    assert committer.is_undone and set(leftovers(storage)) >= {PREV, f"{PREV}.1", f"{PREV}.2"}
+    clock.on_pause = lambda: None
+    for _ in range(2):  # nobody writes: only the next run can be sure that it stays
+        recovery.recover(Committer(committer.store, clock, LOG))
+    assert set(read_entries(storage)) == {*guids, *overlapped} and leftovers(storage) == []
+
+
+def test_a_file_that_is_torn_while_something_is_put_back_is_not_yet_called_damaged(
+    storage: Path, committer: Committer, clock: Walked
+) -> None:
+    guids = make_store(storage, 1)
+    late = parse((storage / METADATA).read_bytes())
+    (storage / METADATA).write_text('{"torn": {')
+    with pytest.raises(CommitContended):
+        committer.put_back(late, None, "commit")
+    assert 4.0 <= clock.passed_secs <= 4.1
+    (storage / METADATA).write_text("{}")
+    assert not committer.put_back(late, None, "commit")  # for the first time
+    assert list(read_entries(storage)) == guids and committer.put_back(late, None, "commit")
 
 
 @pytest.mark.parametrize("has_links", [True, False])
