@@ -36,7 +36,15 @@ from storage_manager.base.log import (
 from storage_manager.base.output import Output
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
-from storage_manager.config import Fallback, Row, Settings, explain_settings, read_settings, report_fallbacks
+from storage_manager.config import (
+    Fallback,
+    Row,
+    Settings,
+    explain_settings,
+    read_settings,
+    report_fallbacks,
+    shown_variables,
+)
 from storage_manager.grammar import WrongUsage, build_parser, explain
 
 if TYPE_CHECKING:
@@ -72,6 +80,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _main(arguments: list[str], clock: Clock) -> int:
     parser = build_parser()
+    parser.variables = lambda: shown_variables(os.environ)
     try:
         args = parser.parse_args(arguments)
     except WrongUsage as wrong:

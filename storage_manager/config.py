@@ -197,6 +197,19 @@ def explain_settings(
     return settings, rows, [one for one in reader.fallbacks if one.is_unknown]
 
 
+def shown_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Each variable, by its name with the default prefix: its name in force, and its value where it has one."""
+    settings, rows, _ = explain_settings(environ, None, None)
+    found = {}
+    for row in rows:
+        is_said_in_words = row.source == DEFAULT and " " in row.value
+        value = "" if row.value == NONE or is_said_in_words else f"={row.value}"
+        doubt = " (not as it is set: see `config`)" if row.problem else ""
+        if row.variable != PREFIX_VARIABLE:
+            found[DEFAULT_PREFIX + row.variable[len(settings.prefix) :]] = f"{row.variable}{value}{doubt}"
+    return found
+
+
 def _read(environ: Mapping[str, str], storage_dir: Optional[str], data_root: Optional[str]) -> tuple[Settings, _Reader]:
     reader = _Reader(environ)
     directory, source = reader.storage(storage_dir, data_root)

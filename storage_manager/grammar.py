@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Optional, TypeVar
 
@@ -257,7 +257,8 @@ COMMANDS = (
     Command("prune-size", "delete the oldest sessions until the store is within a size", _prune_size, "prune_size",
             told_in_result=("storage_manager.prune.target_unmet",), told_behind=_ANOMALIES,
             examples=("storage_manager prune-size --max-mb 10G --dry-run",
-                      "storage_manager prune-size --max-mb 512 --target-mb 400 --keep-last 20")),
+                      "storage_manager prune-size --max-mb 512 --target-mb 400 --keep-last 20"),
+            note="A dry run without --max-mb takes GOFR_DIG_MAX_STORAGE_MB."),
     Command("run-loop", "keep the store within its limit until it is stopped", _run_loop, "run_loop",
             examples=("GOFR_DIG_MAX_STORAGE_MB=10G storage_manager run-loop",
                       "storage_manager run-loop --once --dry-run"),
@@ -303,6 +304,9 @@ _TITLES = {
 
 
 class _Parser(argparse.ArgumentParser):
+    variables: Callable[[], Mapping[str, str]] = dict
+    """How help shall show the variables that it names, with their values; cli.py knows them."""
+
     def error(self, message: str) -> NoReturn:
         raise WrongUsage(self, message)
 
@@ -316,12 +320,14 @@ class _Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         from shutil import get_terminal_size
 
+        from storage_manager.usage.outline import with_values
         from storage_manager.usage.page import page
 
         columns, rows = get_terminal_size()
         # `help` is one screen. `--help` of the tool is all there is to say.
         is_tool = self.get_default("chosen") is _TOOL
-        return page(_outline(self), outlines(self)[1:] if is_tool else [], columns, inf if is_tool else rows) + "\n"
+        about = with_values(_outline(self), self.variables())
+        return page(about, outlines(self)[1:] if is_tool else [], columns, inf if is_tool else rows) + "\n"
 
     def _print_message(self, message: str, file: object = None) -> None:
         """Help and version, to a reader that may have gone away."""
@@ -343,7 +349,7 @@ class WrongUsage(Exception):
         super().__init__(message)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """The grammar. Global options are taken before and after the subcommand."""
     parser = _Parser(prog="storage_manager", allow_abbrev=False, add_help=False)
     parser.set_defaults(chosen=_TOOL)
@@ -352,13 +358,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"storage_manager {__version__}", help="say which version this is"
     )
     _add_global_options(everywhere, None)
+
+    def variables() -> Mapping[str, str]:
+        return parser.variables()
+
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(command.name, allow_abbrev=False, add_help=False)
+        subparser.variables = variables
         command.add_options(subparser)
         # Without a default of its own: it must not overwrite what was given before the command.
         _add_global_options(subparser.add_argument_group(_EVERYWHERE), argparse.SUPPRESS)
-        subparser.set_defaults(chosen=command, outlines=lambda: outlines(parser))
+        subparser.set_defaults(chosen=command, outlines=lambda: outlines(parser), variables=variables)
     return parser
 
 

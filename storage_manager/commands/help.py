@@ -7,6 +7,7 @@ from shutil import get_terminal_size
 
 from storage_manager.base.errors import EXIT_OK
 from storage_manager.commands import Context
+from storage_manager.usage.outline import with_values
 from storage_manager.usage.page import page
 
 
@@ -14,5 +15,6 @@ def run(args: argparse.Namespace, context: Context) -> int:
     tool, *commands = args.outlines()
     columns, rows = get_terminal_size()
     [about] = [outline for outline in (tool, *commands) if outline.name == (args.of or "")]
+    about = with_values(about, args.variables())
     context.out.line(page(about, [] if args.of else commands, columns, rows))
     return EXIT_OK

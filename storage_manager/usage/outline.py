@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
+
+_VARIABLE = re.compile(r"\b[A-Z]+(?:_[A-Z]+)+\b")
 
 
 class Option(NamedTuple):
@@ -54,6 +58,18 @@ class Outline(NamedTuple):
     def required(self) -> list[Option]:
         """What short usage shows: what must be given, and operands."""
         return [part for part in self.own if part.is_required or not part.names]
+
+
+def with_values(outline: Outline, shown: Mapping[str, str]) -> Outline:
+    """The same, with the variables that it names as they are `shown` now."""
+
+    def told(text: str) -> str:
+        return _VARIABLE.sub(lambda match: shown.get(match[0], match[0]), text)
+
+    own, everywhere = (
+        [part._replace(help=told(part.help)) for part in parts] for parts in (outline.own, outline.everywhere)
+    )
+    return outline._replace(own=own, everywhere=everywhere, note=told(outline.note) if outline.name else outline.note)
 
 
 def read_options(parser: argparse.ArgumentParser, titles: dict[str, str]) -> list[Option]:

@@ -97,6 +97,33 @@ def test_the_variable_behind_an_option_stands_beside_it() -> None:
     }
 
 
+@pytest.mark.parametrize("prefix", [DEFAULT_PREFIX, "SHOP"])
+def test_a_variable_stands_there_with_its_name_and_value_of_now(prefix: str) -> None:
+    def shown_with(*words: str, **values: str) -> str:
+        env = {f"{prefix}_{name}": value for name, value in values.items()}
+        return " ".join(shown(*words, STORAGE_MANAGER_ENV_PREFIX=prefix, **env).split())
+
+    plain = shown_with("--help")
+    assert f"[{prefix}_STORAGE] --data-root DIR" in plain and f"[{prefix}_LOG_LEVEL=INFO]" in plain
+    assert f"by terminal [{prefix}_LOG_JSON] --log-level" in plain  # its default is no value
+    told = shown_with("--help", STORAGE="/srv/one\n", LOG_LEVEL="debug", LOG_JSON="no")
+    assert f"[{prefix}_STORAGE=/srv/one] --data-root DIR" in told
+    assert f"[{prefix}_LOG_LEVEL=debug]" in told and f"[{prefix}_LOG_JSON=no]" in told
+    for words in (("run-loop", "--help"), ("help", "run-loop")):
+        told = shown_with(*words, MAX_STORAGE_MB="20G", HOUSEKEEPING_INTERVAL_MINS="soon", ENV_FILE="/etc/a b")
+        assert f"The limit is {prefix}_MAX_STORAGE_MB=20G, the interval" in told
+        assert f"{prefix}_HOUSEKEEPING_INTERVAL_MINS=60 (not as it is set: see `config`)." in told
+        assert f"[{prefix}_ENV_FILE=/etc/a b]" in told and "GOFR_DIG_MAX_STORAGE_MB=10G storage_manager" in told
+    assert f"takes {prefix}_MAX_STORAGE_MB=1024." in shown_with("help", "prune-size")
+
+
+@each_command
+def test_values_leave_help_on_one_screen_and_out_of_what_is_kept(name: str) -> None:
+    env = {f"{DEFAULT_PREFIX}_{each}": "12345678" for each in NAMES}
+    assert len(shown("help", name, **env).splitlines()) < 24
+    assert "12345678" not in shown("completion", "fish", **env)
+
+
 def test_help_names_no_variable_that_is_not_read() -> None:
     text = shown("--help") + "".join(shown("help", name, columns=100, rows=99) for name in NAMES_OF_COMMANDS)
     assert set(re.findall(rf"{DEFAULT_PREFIX}_(\w+)", text)) <= set(NAMES)
