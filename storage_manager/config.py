@@ -198,12 +198,13 @@ def explain_settings(
 
 
 def shown_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Each variable, by its name with the default prefix: its name in force, and its value where it has one."""
+    """Each variable, by its name with the default prefix: its name in force, and its value where that is known."""
     settings, rows, _ = explain_settings(environ, None, None)
     found = {}
     for row in rows:
-        is_said_in_words = row.source == DEFAULT and " " in row.value
-        value = "" if row.value == NONE or is_said_in_words else f"={row.value}"
+        # A default may be said in words, and a settings file may say otherwise.
+        is_open = row.source == DEFAULT and (" " in row.value or settings.env_file is not None)
+        value = "" if row.value == NONE or is_open else f"={row.value}"
         doubt = " (not as it is set: see `config`)" if row.problem else ""
         if row.variable != PREFIX_VARIABLE:
             found[DEFAULT_PREFIX + row.variable[len(settings.prefix) :]] = f"{row.variable}{value}{doubt}"

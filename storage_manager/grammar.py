@@ -258,7 +258,7 @@ COMMANDS = (
             told_in_result=("storage_manager.prune.target_unmet",), told_behind=_ANOMALIES,
             examples=("storage_manager prune-size --max-mb 10G --dry-run",
                       "storage_manager prune-size --max-mb 512 --target-mb 400 --keep-last 20"),
-            note="A dry run without --max-mb takes GOFR_DIG_MAX_STORAGE_MB."),
+            note="A dry run without a limit takes GOFR_DIG_MAX_STORAGE_MB."),
     Command("run-loop", "keep the store within its limit until it is stopped", _run_loop, "run_loop",
             examples=("GOFR_DIG_MAX_STORAGE_MB=10G storage_manager run-loop",
                       "storage_manager run-loop --once --dry-run"),

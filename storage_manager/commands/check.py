@@ -164,7 +164,7 @@ def _finding_lines(checkup: Checkup, verbose: bool) -> Iterator[str]:
 
 
 def _orphan_lines(orphans: Sequence[Anomaly], now: datetime) -> Iterator[str]:
-    """A table of all of them; of one in flight, the time from which it counts, or what it waits for."""
+    """A table of all of them; of a young one, the time from which it counts."""
     rows = [
         (blob.blob_name, _minute(blob), _age(blob, now), quantity.size(blob.size_bytes))
         for blob in (orphan.as_session() for orphan in orphans)
@@ -173,9 +173,7 @@ def _orphan_lines(orphans: Sequence[Anomaly], now: datetime) -> Iterator[str]:
     for line, orphan in zip(tables.table(header, rows), [None, *orphans]):
         yield line
         if orphan is not None and orphan.kind == IN_FLIGHT:
-            counts_from = orphan_from(orphan)
-            why = f"counts as an orphan from {_text(counts_from)} UTC" if counts_from > now else orphan.detail
-            yield f"    in flight: {why}"
+            yield f"    in flight: counts as an orphan from {_text(orphan_from(orphan))} UTC"
 
 
 def _decisions(choice: Adoptable) -> Iterator[tuple[str, Session, Optional[str]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Optional
 
@@ -23,20 +23,30 @@ class OrphanGuard:
     as long as the orphan is old, and goes on within just these microseconds.
     """
 
-    def __init__(self, store: Store, clock: Clock, reading: Optional[Reading], orphans: Iterable[Session]) -> None:
-        """`reading` is what the orphans had no entry in; None where there was no metadata.json."""
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        reading: Optional[Reading],
+        orphans: Iterable[Session],
+        waiting: Collection[str] = (),
+    ) -> None:
+        """`reading` is what the orphans had no entry in; None where there was no metadata.json. The entries of those
+        that are `waiting` may be put back yet.
+        """
         self._store = store
         self._clock = clock
         self._status = reading.status if reading is not None else None
         self._orphans = {orphan.blob_name: orphan for orphan in orphans}
         self._guids = {orphan.guid for orphan in self._orphans.values()}
+        self._waiting = waiting
         self._taken: set[str] = set()
 
     def is_orphan(self, orphan: Session) -> bool:
-        """Whether nobody has given it an entry. Raises MetadataCorrupt, StoreError."""
+        """Whether nobody has given it an entry, or will put one back. Raises MetadataCorrupt, StoreError."""
         if self._status is None or not is_named(self._store, METADATA_NAME, self._status):
             self._look_again()
-        return orphan.guid not in self._taken
+        return orphan.guid not in self._taken and orphan.guid not in self._waiting
 
     def _look_again(self) -> None:
         found = read_document(self._store, Patience(self._clock, READ_PATIENCE_SECS, 0.0))

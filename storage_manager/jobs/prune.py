@@ -214,8 +214,8 @@ class _Run:
             if not job.explain:
                 plan = plan._replace(kept=())
             if plan.are_orphans:
-                self._locked.require_all_read()
-                self._guard = OrphanGuard(self._locked.store, clock, reading, plan.victims)
+                waiting = self._locked.waiting_guids()
+                self._guard = OrphanGuard(self._locked.store, clock, reading, plan.victims, waiting)
             elif reading is not None and (plan.victims or plan.swept):
                 self._locked.prepare(reading, plan.victims[0].blob_name if plan.victims else None)
         return plan, facts, item_count

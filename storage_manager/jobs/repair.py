@@ -101,8 +101,7 @@ def _adopt(
     snapshot, reading = locked.look()
     findings = report_findings(snapshot, terms.storage_dir, log)  # what is unreadable by now is not adopted
     with reading or nullcontext():
-        locked.require_all_read()
-        keys = reading.keys() if reading is not None else ()
+        keys = locked.waiting_guids().union(reading.keys() if reading is not None else ())
         candidates, left = adoptable(snapshot.anomalies, keys)
         chosen = candidates[:most]
         if chosen and reading is not None:
@@ -194,7 +193,9 @@ def _repair(
     formats = {session.format for session in snapshot.sessions} if snapshot.torn else set()
     for name in snapshot.torn:
         told = told_by(locked.store, name)
-        may_tell = _is_young(told, blobs, clock.now()) or not told.guids.isdisjoint(blobs.guids)
+        may_tell = (
+            name in locked.unmerged or _is_young(told, blobs, clock.now()) or not told.guids.isdisjoint(blobs.guids)
+        )
         may_tell = may_tell or _names_a_blob(locked.store, told.guids.difference(keys), told.formats | formats)
         (kept if may_tell else removed).append(name)
     for name in removed:

@@ -77,11 +77,11 @@ def move_aside(store: Store, clock: Clock, log: EventLog, name: str) -> None:
     aside = _aside_name(clock)
     with failing_as("rename", store.file(name)):
         store.rename(name, aside)
-    _report_aside(store, log, aside)
+    _report_aside(store, log, aside, is_whole=False)
 
 
-def copy_aside(store: Store, clock: Clock, log: EventLog, fd: int) -> None:
-    """Keep the text of a torn file that has no name any more, durably: it is the only copy. Raises StoreError."""
+def copy_aside(store: Store, clock: Clock, log: EventLog, fd: int, is_whole: bool) -> None:
+    """Keep the text of a file that has no name any more, durably: it is the only copy. Raises StoreError."""
     aside = _aside_name(clock)
     with failing_as("write", store.file(aside)):
         try:
@@ -96,7 +96,7 @@ def copy_aside(store: Store, clock: Clock, log: EventLog, fd: int) -> None:
             with suppress(OSError):  # half a copy is worth nothing
                 store.unlink(aside)
             raise
-    _report_aside(store, log, aside)
+    _report_aside(store, log, aside, is_whole)
 
 
 def _copy(source: int, target: int) -> None:
@@ -111,10 +111,13 @@ def _aside_name(clock: Clock) -> str:
     return f"{ASIDE_PREFIX}{clock.now():%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}"
 
 
-def _report_aside(store: Store, log: EventLog, aside: str) -> None:
+def _report_aside(store: Store, log: EventLog, aside: str, is_whole: bool) -> None:
+    path = store.file(aside)
     log.warning(
         "storage_manager.recovered",
-        f"a client died while it wrote the metadata; its unfinished text is kept in {store.file(aside)}. "
+        f"a write overlapped the commit, and it is not certain that the merge lasts; {path} is kept for the next run"
+        if is_whole
+        else f"a client died while it wrote the metadata; its unfinished text is kept in {path}. "
         f"Sessions missing since can be looked up there; delete it when nothing is missed",
         what="kept_aside",
         file=aside,

@@ -57,8 +57,7 @@ SETTLE_SECS = 0.05
 # within this, or nearly; one that is idle lets us wait in vain, and then the next run makes sure.
 WATCH_SECS = 0.5
 
-# A client at full speed may undo it time and again; then the next run goes on. What has to be put back on the way is a
-# part of this.
+# A client at full speed may undo it time and again; then the next run goes on. This is for all that a run puts back.
 PUT_BACK_PATIENCE_SECS = 4.0
 
 
@@ -72,8 +71,8 @@ class Committer:
         self._draft: Optional[Draft] = None
         self._published: Optional[os.stat_result] = None
         self.most_previous = MOST_PREVIOUS
-        self.is_undone = False
-        """Whether a client has undone what was put back, for as long as there was patience."""
+        self._put_back_secs = PUT_BACK_PATIENCE_SECS
+        """What is left of it for this run."""
         self._give_up: Optional[Patience] = None
         """Of the put_back() under way."""
 
@@ -121,9 +120,14 @@ class Committer:
         """
         patience = Patience(self.clock, patience_secs, STOPPING_PATIENCE_SECS)
         while True:
+            read_secs = min(READ_PATIENCE_SECS, patience.left_secs)
             try:
-                done, fingerprint = self._attempt(editor, known, min(READ_PATIENCE_SECS, patience_secs))
-            except MetadataBusy as error:
+                done, fingerprint = self._attempt(editor, known, read_secs)
+            except MetadataCorrupt as error:
+                is_early = read_secs < READ_PATIENCE_SECS and not self.clock.stopping
+                if not (is_early or isinstance(error, MetadataBusy)):
+                    raise
+                error.remedy = ""  # a client is writing it, or may be
                 raise CommitContended(f"{error}; no session was lost") from error
             if done:
                 return fingerprint
@@ -237,12 +241,12 @@ class Committer:
                 pass
             except StorageManagerError:
                 if previous is None:
-                    copy_aside(self.store, self.clock, self.log, reading.fd)
+                    copy_aside(self.store, self.clock, self.log, reading.fd, late is not None)
                 raise
         if stays:
             unlink_previous(self.store, previous)
         elif previous is None:
-            copy_aside(self.store, self.clock, self.log, reading.fd)
+            copy_aside(self.store, self.clock, self.log, reading.fd, late is not None)
         else:
             self.log.warning(
                 "storage_manager.recovered",
@@ -267,18 +271,15 @@ class Committer:
         Putting back is not like removing: a client that read before it and writes after it undoes it. So the
         result is watched, and merged again where it was undone, until a client's write shows that the client
         has seen it. Without such a write nothing is certain, and the caller must keep `late` for another run.
-        Raises CommitContended, after which it must be kept as well, NotWritable or StoreError.
+        Raises like commit(); after CommitContended, too, it must be kept.
         """
         if self._give_up is not None:  # what is put back overlaps a write itself
-            return not self._give_up.exhausted() and self._put_back(late, base, what, self._give_up)
-        give_up = self._give_up = Patience(self.clock, 0.0 if self.is_undone else PUT_BACK_PATIENCE_SECS, 0.0)
-        stays = False
+            return self._give_up.left_secs > 0 and self._put_back(late, base, what, self._give_up)
+        self._give_up = Patience(self.clock, self._put_back_secs, 0.0)
         try:
-            stays = self._put_back(late, base, what, give_up)
-            return stays
+            return self._put_back(late, base, what, self._give_up)
         finally:
-            self._give_up = None
-            self.is_undone = self.is_undone or not (stays or give_up.left_secs)
+            self._put_back_secs, self._give_up = self._give_up.left_secs, None
 
     def _put_back(self, late: Document, base: Optional[Document], what: Optional[str], give_up: Patience) -> bool:
         total = added = self._merge(late, base, give_up.left_secs)
@@ -310,10 +311,7 @@ class Committer:
             count = len(edit.add) + len(edit.replace)
             return edit if count else None
 
-        try:
-            self.commit(editor, late.fingerprint(), patience_secs)
-        except MetadataCorrupt as error:  # torn for so short a time, it is a client's that is at work
-            raise CommitContended(f"{error}; no session was lost") from error
+        self.commit(editor, late.fingerprint(), patience_secs)
         if count is None:
             raise StorageManagerError(
                 f"{self.store.file(METADATA_NAME)} has disappeared while entries were put back into it; they are kept "

@@ -7,22 +7,13 @@ import stat
 from array import array
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from errno import ENOENT
 from typing import Any
 
 from storage_manager.base.errors import ListingIncomplete, StoreError, describe_errno, failing_as
 from storage_manager.base.times import from_timestamp
-from storage_manager.store.aside import told_by
 from storage_manager.store.directory import Store
 from storage_manager.store.entry import entry_visitor
-from storage_manager.store.names import (
-    ASIDE_PREFIX,
-    GUID_LENGTH,
-    MOST_PREVIOUS,
-    is_blob_name,
-    is_commit_file,
-    previous_names,
-)
+from storage_manager.store.names import ASIDE_PREFIX, GUID_LENGTH, is_blob_name, is_commit_file
 from storage_manager.store.snapshot import (
     CORRUPT,
     IN_FLIGHT,
@@ -116,7 +107,6 @@ class Inventory:
             detail = what if isinstance(what, str) else f"its entry says the format is {what.format}"
             anomalies.append(Anomaly(CORRUPT, name, size_bytes, detail))
             guids.add(guid)
-        anomalies = self._without_waiting(anomalies)
         dangling = []
         for key, (_, what) in self._others.items():
             if key in guids:
@@ -189,24 +179,6 @@ class Inventory:
             yield Anomaly(IN_FLIGHT, name, status.st_size, detail, modified_at)
         else:
             yield Anomaly(ORPHAN, name, status.st_size, "no entry", modified_at)
-
-    def _without_waiting(self, anomalies: list[Anomaly]) -> list[Anomaly]:
-        """The same; a blob whose entry may be waiting to be put back is no orphan. Raises StoreError."""
-        if not any(anomaly.kind == ORPHAN for anomaly in anomalies):
-            return anomalies
-        waiting: dict[str, str] = {}
-        for name in filter(self._sizes.__contains__, previous_names(MOST_PREVIOUS + 1)):
-            try:
-                waiting.update(dict.fromkeys(told_by(self._store, name).guids, name))
-            except StoreError as error:
-                if error.errno != ENOENT:  # it has been put back by now
-                    raise
-        return [
-            anomaly._replace(kind=IN_FLIGHT, detail=f"its entry may be in {waiting[guid]}, to be put back by a run")
-            if anomaly.kind == ORPHAN and (guid := anomaly.name[:GUID_LENGTH]) in waiting
-            else anomaly
-            for anomaly in anomalies
-        ]
 
 
 def mark(name: str, status: os.stat_result) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from errno import ENOENT
 from typing import Optional
 
 from storage_manager.base.clock import Clock
@@ -18,19 +19,23 @@ from storage_manager.base.errors import (
 )
 from storage_manager.base.log import EventLog
 from storage_manager.base.quantity import counted
+from storage_manager.store.aside import told_by
 from storage_manager.store.commit import COMMIT_PATIENCE_SECS, COMMIT_PATIENCE_SECS_PER_BYTE, Committer
 from storage_manager.store.directory import Store, open_store
 from storage_manager.store.document import Fingerprint, parse
 from storage_manager.store.draft import DISK_FULL
 from storage_manager.store.edit import Removal
 from storage_manager.store.lock import PruneLock, acquire_lock
-from storage_manager.store.names import METADATA_NAME
+from storage_manager.store.names import METADATA_NAME, MOST_PREVIOUS, PREV_NAME, previous_names
 from storage_manager.store.reading import Reading
 from storage_manager.store.recovery import add_entries, recover, recover_torn
 from storage_manager.store.snapshot import Snapshot
 from storage_manager.store.survey import survey
 
 Tell = Callable[[Collection[str]], None]
+
+# While so many old files wait, entries are not removed: each commit may leave another, and merging them needs names.
+MOST_WAITING = MOST_PREVIOUS // 2
 
 _DISAPPEARED = "has disappeared in the middle of the run: it was removed, moved or unmounted"
 
@@ -48,6 +53,8 @@ class LockedStore:
         self._clock = clock
         self._log = log
         self._known: Optional[Fingerprint] = None
+        self.unmerged: Sequence[str] = ()
+        """Texts kept aside that are whole, and whose entries are not yet certain to stay."""
         self._unread: Optional[StoreError] = None
         self._size_bytes = 0
 
@@ -58,7 +65,7 @@ class LockedStore:
         """
         snapshot, reading = survey(self.store, self._clock, self._log)
         try:
-            merged, self._unread = recover_torn(self._committer, snapshot.torn)
+            merged, self.unmerged, self._unread = recover_torn(self._committer, snapshot.torn)
             if merged:
                 _close(reading)
                 snapshot, reading = survey(self.store, self._clock, self._log)
@@ -68,13 +75,21 @@ class LockedStore:
             raise
         return snapshot, reading
 
-    def require_all_read(self) -> None:
-        """Orphans are judged only when all that was kept aside has been read, for it may tell of them.
+    def waiting_guids(self) -> set[str]:
+        """What old files and texts kept aside tell of while they are still to be merged: it has no orphans.
 
-        Raises StoreError.
+        Raises StoreError, also where one of them could not be read.
         """
         if self._unread is not None:
             raise self._unread
+        guids: set[str] = set()
+        for name in (*previous_names(MOST_PREVIOUS + 1), *self.unmerged):
+            try:
+                guids |= told_by(self.store, name).guids
+            except StoreError as error:
+                if error.errno != ENOENT:
+                    raise
+        return guids
 
     def settled(self) -> tuple[Snapshot, Optional[Reading]]:
         """A look, after making sure of what earlier recoveries and late writes have put back. Otherwise like look()."""
@@ -104,9 +119,11 @@ class LockedStore:
     def _remove_entries(
         self, deleted: Collection[str], swept: Collection[str], tell: Tell, patience_secs: float
     ) -> None:
-        if self._committer.is_undone:  # it would undo this as well, and each attempt may leave more to put back
+        waiting = sum(self.store.status(name) is not None for name in previous_names())
+        if waiting >= MOST_WAITING:
             raise CommitContended(
-                f"a client undoes what is put back into {self.store.file(METADATA_NAME)}; no session was lost"
+                f"{waiting} files {self.store.file(PREV_NAME)}* wait to be put back, which a client undoes time and "
+                f"again; no session was lost"
             )
         removal = Removal(self.store, self._clock, deleted, swept)
         try:

@@ -36,6 +36,7 @@ REWRITE_SECS_PER_BYTE = 0.1 / (1 << 20)
 
 def recover(committer: Committer) -> None:
     """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""
+    committer.close()  # an own draft is no leftover
     if remove_leftover(committer.store):
         committer.log.info("storage_manager.recovered", "removed the unfinished draft of a run that died", what="draft")
     # One name more than commits may use: merging the last of them takes a commit, too.
@@ -87,12 +88,13 @@ def _base_of(committer: Committer, fd: int, name: str) -> Optional[Document]:
         return document if reading.status.st_mtime_ns < os.fstat(fd).st_mtime_ns else None
 
 
-def recover_torn(committer: Committer, names: Sequence[str]) -> tuple[bool, Optional[StoreError]]:
+def recover_torn(committer: Committer, names: Sequence[str]) -> tuple[bool, list[str], Optional[StoreError]]:
     """Merge what was kept aside as torn and has been finished by its writer after all.
 
-    Returns whether any was, and why one of them cannot be read. Raises like commit().
+    Returns whether any was, which of these wait for the next run, and why one cannot be read. Raises like commit().
     """
     merged, unread = False, None
+    unmerged: list[str] = []
     for name in names:
         try:
             late = _read_aside(committer, name)
@@ -113,7 +115,9 @@ def recover_torn(committer: Committer, names: Sequence[str]) -> tuple[bool, Opti
         with suppress(CommitContended):
             if committer.put_back(late, None, "torn"):
                 committer.store.remove(name)
-    return merged, unread
+                continue
+        unmerged.append(name)
+    return merged, unmerged, unread
 
 
 def _read_aside(committer: Committer, name: str) -> Optional[Document]:

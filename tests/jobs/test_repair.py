@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -13,19 +14,22 @@ from typing import Any
 
 import pytest
 from client import Client
-from stores import leftovers, make_store, read_entries
+from stores import blobs, leftovers, make_store, read_entries
 
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StoreError
 from storage_manager.base.log import EventLog
 from storage_manager.cli import main
 from storage_manager.jobs.repair import Terms, adopt, repair
-from storage_manager.store import commit, recovery
+from storage_manager.store import commit, locked, recovery
+from storage_manager.store.aside import Told
 from storage_manager.store.commit import Committer
+from storage_manager.store.directory import Store
 from storage_manager.store.reading import Reading
 
 TORN = ".metadata.json.torn-20260101T000000Z-aaaaaaaa"
 GUID = "11111111-aaaa-4bbb-8ccc-dddddddddddd"
+OTHER_GUID = "22222222-aaaa-4bbb-8ccc-dddddddddddd"
 HOUR_SECS = 3600
 
 LOG = EventLog(logging.getLogger("repairs"))
@@ -41,6 +45,17 @@ def put(storage: Path, name: str, data: bytes, age_secs: float) -> Path:
     path.write_bytes(data)
     os.utime(path, (time.time() - age_secs, time.time() - age_secs))
     return path
+
+
+def without(name: str, real: Any) -> Any:
+    """A listing that lacks a file, as a network file system may give it."""
+
+    @contextmanager
+    def scandir(fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with real(fd) as listing:
+            yield (item for item in listing if item.name != name)
+
+    return scandir
 
 
 @pytest.mark.parametrize(
@@ -140,26 +155,59 @@ def test_an_adoption_that_a_client_leaves_no_moment_for_leaves_the_orphans(
     assert leftovers(storage) == []
 
 
+@pytest.mark.parametrize("name", [".metadata.json.prev", ".metadata.json.prev.8", TORN])
 def test_a_blob_whose_entry_waits_to_be_put_back_is_no_orphan(
-    storage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    storage: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Neither is it given another entry, nor purged, while a client at full speed keeps its own from coming back."""
     guids = make_store(storage, 2)
-    put(storage, f"{GUID}.json", b"x", HOUR_SECS)
+    for guid in (GUID, OTHER_GUID):
+        put(storage, f"{guid}.json", b"x", HOUR_SECS)
     text = (storage / "metadata.json").read_text()
-    waiting = json.dumps({GUID: json.loads(text)[guids[0]]})
-    (storage / ".metadata.json.prev").write_text(waiting)
+    (storage / name).write_text(json.dumps({GUID: json.loads(text)[guids[0]]}))
     monkeypatch.setattr(Clock, "install", lambda self: None)
-    monkeypatch.setattr(Reading, "unchanged", lambda self: False)
     monkeypatch.setattr(commit, "PUT_BACK_PATIENCE_SECS", 0.05)
-    assert adopt(terms(storage), "lost", Clock(), LOG).adopted == ()
-    for words in (["purge", "--orphans", "--age-days", "0", "--yes"], ["check", "--verbose"]):
-        assert main(["--storage-dir", str(storage), *words]) == (1 if "check" in words else 0)
-    assert "in flight: its entry may be in .metadata.json.prev, to be put back by a run\n" in capfd.readouterr().out
-    assert (storage / f"{GUID}.json").exists() and (storage / "metadata.json").read_text() == text
-    (storage / ".metadata.json.prev").unlink()
-    assert main(["--storage-dir", str(storage), "purge", "--orphans", "--age-days", "0", "--yes"]) == 0
-    assert not (storage / f"{GUID}.json").exists()
+
+    def purge() -> int:
+        return main(["--storage-dir", str(storage), "purge", "--orphans", "--age-days", "0", "--yes"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reading, "unchanged", lambda self: False)
+        patch.setattr(recovery, "PUT_BACK_PATIENCE_SECS", 0.05)
+        adoption = adopt(terms(storage), "lost", Clock(), LOG)
+        assert [orphan.guid for orphan in adoption.later] == [OTHER_GUID] and adoption.left_count == 2
+        patch.setattr(os, "scandir", without(name, os.scandir) if name != TORN else os.scandir)
+        assert purge() == 0
+    assert blobs(storage) == {*guids, GUID} and (storage / "metadata.json").read_text() == text
+    (storage / name).unlink()
+    assert purge() == 0 and blobs(storage) == set(guids)
+
+
+def test_orphans_stay_while_it_cannot_be_told_what_waits(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_store(storage, 1)
+    put(storage, f"{GUID}.json", b"x", HOUR_SECS)
+
+    def failing(store: Store, name: str) -> Told:
+        raise StoreError("read", name, OSError(errno.EIO, os.strerror(errno.EIO)))
+
+    monkeypatch.setattr(Clock, "install", lambda self: None)
+    monkeypatch.setattr(locked, "told_by", failing)
+    assert main(["--storage-dir", str(storage), "purge", "--orphans", "--age-days", "0", "--yes"]) == 1
+    assert "cannot read .metadata.json.prev: Input/output error" in capfd.readouterr().err
+    assert (storage / f"{GUID}.json").exists()
+
+
+def test_text_that_is_whole_stays_until_it_is_certain_that_its_entries_do(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(storage, 2)
+    put(storage, TORN, (storage / "metadata.json").read_bytes(), 2 * HOUR_SECS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Committer, "put_back", lambda *arguments: False)
+        assert repair(terms(storage), Clock(), LOG).kept == [TORN]
+    assert repair(terms(storage), Clock(), LOG) == (0, [], []) and leftovers(storage) == []
 
 
 def test_metadata_that_a_client_creates_meanwhile_stays(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1012,6 +1012,23 @@ def test_a_save_that_overlaps_the_rename_is_merged_without_hard_links(
     expect_cleared(storage, prune)
 
 
+def test_a_save_whose_merge_is_not_certain_to_stay_is_kept_aside_without_hard_links(
+    storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(monkeypatch, "link", PREV, errno.EPERM)
+    guid, change = new_session(storage)
+    writer = Writer(Client(storage), change)
+    around(monkeypatch, "rename", TMP, writer.open, writer.finish)
+    monkeypatch.setattr(commit, "PUT_BACK_PATIENCE_SECS", 0.0)
+    result = prune()
+    [told] = [item for item in events(result.err) if item.get("what") == "kept_aside"]
+    (aside,) = storage.glob(".metadata.json.torn-*")
+    assert told["file"] == aside.name and "not certain that the merge lasts" in told["@m"]
+    assert guid in json.loads(aside.read_text())
+    expect_cleared(storage, prune)
+    expect_kept(storage, [guid])
+
+
 def test_an_unfinished_save_is_kept_aside_without_hard_links(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1028,7 +1045,8 @@ def test_an_unfinished_save_is_kept_aside_without_hard_links(
     result = prune()
     assert result.recovered() == ["kept_aside"]
     (aside,) = storage.glob(".metadata.json.torn-*")
-    assert event(result.err, "storage_manager.recovered")["file"] == aside.name
+    told = event(result.err, "storage_manager.recovered")
+    assert told["file"] == aside.name and "unfinished text" in told["@m"]
     assert aside.read_text() and aside.read_text() == writer_text_so_far(writer)
     writer.finish()
     expect_kept(storage, guids[VICTIMS:])
@@ -1116,22 +1134,27 @@ def test_several_old_files_are_all_put_back(storage: Path, guids: list[str], pru
     expect_cleared(storage, prune)
 
 
-def test_where_a_client_undoes_what_is_put_back_the_deletions_go_on_and_their_entries_wait(
-    storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("waiting", "is_put_off"), [(3, False), (4, True)])
+def test_while_many_old_files_wait_the_deletions_go_on_and_their_entries_wait_too(
+    storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch, waiting: int, is_put_off: bool
 ) -> None:
+    """Each commit may leave another, and there are names for some only."""
     entries = read_entries(storage)
-    late = guids[-1]
-    (storage / PREV).write_text(json.dumps({late: entries[late]}))
-    write_entries(storage, {guid: entries[guid] for guid in guids if guid != late})
+    late = guids[-waiting:]
+    for guid, name in zip(late, [PREV, *(f"{PREV}.{number}" for number in range(1, waiting))]):
+        (storage / name).write_text(json.dumps({guid: entries[guid]}))
+    write_entries(storage, {guid: entries[guid] for guid in guids if guid not in late})
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "PUT_BACK_PATIENCE_SECS", 0.0)
+        patch.setattr(commit, "PUT_BACK_PATIENCE_SECS", 0.0)  # as if a client had undone it for so long
         result = prune()
     assert result.code == 0 and blobs(storage) == set(guids[VICTIMS:])
-    told = event(result.err, "storage_manager.commit_deferred")
-    assert (told["@l"], told["entry_count"]) == ("Information", VICTIMS) and "undoes what is put back" in told["@m"]
-    assert set(read_entries(storage)) == set(guids) and leftovers(storage) == [PREV]
+    assert len(leftovers(storage)) == waiting
+    if is_put_off:
+        told = event(result.err, "storage_manager.commit_deferred")
+        assert (told["@l"], told["entry_count"]) == ("Information", VICTIMS) and "4 files" in told["@m"]
+    assert (set(read_entries(storage)) == set(guids)) is is_put_off
     expect_cleared(storage, prune)
-    expect_kept(storage, guids[-1:])
+    expect_kept(storage, late)
 
 
 def test_a_client_that_read_before_a_recovery_and_writes_after_it_does_not_undo_it(

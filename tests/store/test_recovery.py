@@ -20,10 +20,11 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import CommitContended, Interrupted, StoreError
 from storage_manager.base.log import EventLog
 from storage_manager.store import recovery
-from storage_manager.store.commit import Committer
+from storage_manager.store.commit import PUT_BACK_PATIENCE_SECS, Committer
 from storage_manager.store.directory import Store, open_store
 from storage_manager.store.document import parse
 from storage_manager.store.edit import Removal
+from storage_manager.store.reading import Reading
 
 METADATA = "metadata.json"
 TMP = ".metadata.json.tmp"
@@ -156,14 +157,16 @@ def test_a_client_that_undoes_what_is_put_back_costs_a_run_one_patience_in_all(
     text = (storage / METADATA).read_text()
     real_rename = os.rename
     overlapped: list[str] = []
+    is_quiet: list[bool] = []
 
     def undo() -> None:
         (storage / METADATA).write_text(text)
 
     def rename(source: str, *arguments: Any, **options: Any) -> None:
-        if source != TMP or len(overlapped) == 4:
+        if source != TMP or is_quiet:
             real_rename(source, *arguments, **options)
             return
+        clock.passed_secs += 1.0
         with (storage / METADATA).open("w") as old:
             real_rename(source, *arguments, **options)
             overlapped.append(Client(storage).save())
@@ -172,8 +175,9 @@ def test_a_client_that_undoes_what_is_put_back_costs_a_run_one_patience_in_all(
     monkeypatch.setattr(os, "rename", rename)
     clock.on_pause = undo
     recovery.recover(committer)
-    assert len(overlapped) == 4 and 4.0 <= clock.passed_secs <= 4.5
-    assert committer.is_undone and set(leftovers(storage)) >= {PREV, f"{PREV}.1", f"{PREV}.2"}
+    # Each file is tried at least once. What overlaps when patience has ended is not even tried.
+    assert clock.passed_secs < PUT_BACK_PATIENCE_SECS + 3 * 1.5 and len(leftovers(storage)) == 3 + len(overlapped)
+    is_quiet.append(True)
     clock.on_pause = lambda: None
     for _ in range(2):  # nobody writes: only the next run can be sure that it stays
         recovery.recover(Committer(committer.store, clock, LOG))
@@ -190,8 +194,33 @@ def test_a_file_that_is_torn_while_something_is_put_back_is_not_yet_called_damag
         committer.put_back(late, None, "commit")
     assert 4.0 <= clock.passed_secs <= 4.1
     (storage / METADATA).write_text("{}")
-    assert not committer.put_back(late, None, "commit")  # for the first time
+    assert not committer.put_back(late, None, "commit")  # only the next look can be sure of it
     assert list(read_entries(storage)) == guids and committer.put_back(late, None, "commit")
+
+
+def test_a_commit_takes_no_longer_than_its_patience_whatever_it_waits_for(
+    storage: Path, committer: Committer, clock: Walked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a torn file, and then, because it was written again, once more."""
+    guids = make_store(storage, 2)
+    (storage / f"{guids[0]}.json").unlink()
+    text = (storage / METADATA).read_text()
+    (storage / METADATA).write_text(text[:-1])
+
+    def write() -> None:
+        if clock.passed_secs > 3.0:
+            (storage / METADATA).write_text(text)
+
+    def unchanged(reading: Reading) -> bool:
+        (storage / METADATA).write_text(text[:-1])
+        clock.on_pause = lambda: None
+        return False
+
+    clock.on_pause = write
+    monkeypatch.setattr(Reading, "unchanged", unchanged)
+    with pytest.raises(CommitContended):
+        committer.commit(Removal(committer.store, committer.clock, guids[:1], ()), None, 5.0)
+    assert 5.0 <= clock.passed_secs <= 5.1
 
 
 @pytest.mark.parametrize("has_links", [True, False])

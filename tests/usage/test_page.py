@@ -112,9 +112,10 @@ def test_a_variable_stands_there_with_its_name_and_value_of_now(prefix: str) -> 
     for words in (("run-loop", "--help"), ("help", "run-loop")):
         told = shown_with(*words, MAX_STORAGE_MB="20G", HOUSEKEEPING_INTERVAL_MINS="soon", ENV_FILE="/etc/a b")
         assert f"The limit is {prefix}_MAX_STORAGE_MB=20G, the interval" in told
-        assert f"{prefix}_HOUSEKEEPING_INTERVAL_MINS=60 (not as it is set: see `config`)." in told
+        assert f"{prefix}_HOUSEKEEPING_INTERVAL_MINS (not as it is set: see `config`)." in told
         assert f"[{prefix}_ENV_FILE=/etc/a b]" in told and "GOFR_DIG_MAX_STORAGE_MB=10G storage_manager" in told
-    assert f"takes {prefix}_MAX_STORAGE_MB=1024." in shown_with("help", "prune-size")
+    assert "_MINS=60 (not as it is set" in shown_with("help", "run-loop", HOUSEKEEPING_INTERVAL_MINS="soon")
+    assert f"without a limit takes {prefix}_MAX_STORAGE_MB=1024." in shown_with("help", "prune-size")
 
 
 @each_command
