@@ -23,6 +23,7 @@ import time
 import uuid
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOB_BYTES = 1024
@@ -44,10 +45,12 @@ FLOOR_PRUNE = (
 
 CLIENT_SIZES = (30, 300, 3_000, 30_000)
 CLIENT_PRUNES = 8
+
+# How long the client is watched while nobody prunes: some thirty saves of 30,000 entries.
 ALONE_SECS = 5
 
 # How the service saves a session: blob, read all, write all; where nobody prunes, it keeps that many entries. Prints
-# how long it took, how many entries there were, and which session it was.
+# when it began, how long it took, how many entries there were, and which session it was.
 CLIENT = """
 import json, os, signal, sys, time, uuid
 from datetime import datetime
@@ -68,9 +71,23 @@ while not stopping:
         del entries[next(iter(entries))]
     with open("metadata.json", "w") as file:
         json.dump(entries, file, indent=2)
-    print(time.monotonic() - start, len(entries), guid, flush=True)
+    print(start, time.monotonic() - start, len(entries), guid, flush=True)
     time.sleep(float(sys.argv[2]))
 """
+
+
+class Save(NamedTuple):
+    """One of that client's; in seconds, `start` on the clock that all processes share."""
+
+    start: float
+    secs: float
+    entry_count: int
+    guid: str
+
+    @property
+    def end(self):
+        return self.start + self.secs
+
 
 # The tool on a disk that takes so many seconds longer for an fsync.
 SLOW_DISK = """
@@ -164,20 +181,22 @@ def client_benchmark(scratch, archive, sessions, fsync_ms, pause_ms):
             time.sleep(1)
             start = time.monotonic()
             done = subprocess.run([*tool, "prune-size", "--max-mb", limit], capture_output=True, text=True)
-            prunes.append(time.monotonic() - start)
+            prunes.append((start, time.monotonic()))
             codes.append(done.returncode)
             events = [json.loads(line) for line in done.stderr.splitlines()]
             deferred += any(event["event"] == "storage_manager.commit_deferred" for event in events)
             deleted |= {event["guid"] for event in events if event["event"].endswith(".deleted")}
-        beside = stop(process, saves)
+        saved = stop(process, saves)
     # With nobody about: what was put off is done now.
     subprocess.run([*tool, "prune-size", "--max-mb", "1P"], check=True, capture_output=True)
     entries = json.loads((store / "metadata.json").read_text())
-    lost = sum(guid not in entries for _, _, guid in beside if guid not in deleted)
+    lost = sum(save.guid not in entries for save in saved if save.guid not in deleted)
     dangling = sum(guid in entries for guid in deleted)
     shutil.rmtree(store)
+    # Between the prunes nobody is in a save's way.
+    beside = [save for save in saved if any(save.start < end and save.end > start for start, end in prunes)]
     # A save takes the longer the more entries there are: without us, at the least and the most that there were.
-    counts = sorted(count for _, count, _ in beside)
+    counts = sorted(save.entry_count for save in beside)
     few, many = counts[len(counts) // 10], counts[-1 - len(counts) // 10]
     alone = {}
     for entry_count in (few, many):
@@ -185,15 +204,17 @@ def client_benchmark(scratch, archive, sessions, fsync_ms, pause_ms):
         with open(trail, "w+") as saves:
             process = subprocess.Popen([*client, str(entry_count)], stdout=saves)
             time.sleep(ALONE_SECS)
-            alone[entry_count] = [secs for secs, _, _ in stop(process, saves)]
+            alone[entry_count] = [save.secs for save in stop(process, saves)]
         shutil.rmtree(store)
     base = median(alone[few])
-    slope = (median(alone[many]) - base) / max(1, many - few)
-    slower = median([secs / max(base / 2, base + slope * (count - few)) for secs, count, _ in beside])
-    worst, worst_alone = (1000 * max(secs) for secs in ([secs for secs, _, _ in beside], [*alone[few], *alone[many]]))
+    # Where the counts differ little, the difference of two medians is chance: no line through them goes below zero.
+    slope = max(0.0, median(alone[many]) - base) / max(1, many - few)
+    slower = median([save.secs / (base + slope * max(0, save.entry_count - few)) for save in beside])
+    worst, worst_alone = 1000 * max(save.secs for save in beside), 1000 * max([*alone[few], *alone[many]])
+    lasted = [end - start for start, end in prunes]
     print(
-        f"client {sessions:<7,} fsync {fsync_ms:4.1f} ms, pause {pause_ms:2.0f} ms   prune {median(prunes):5.2f} s, "
-        f"worst {max(prunes):5.2f} s, exit codes {sorted(set(codes))}, {deferred} of {CLIENT_PRUNES} deferred, "
+        f"client {sessions:<7,} fsync {fsync_ms:4.1f} ms, pause {pause_ms:2.0f} ms   prune {median(lasted):5.2f} s, "
+        f"worst {max(lasted):5.2f} s, exit codes {sorted(set(codes))}, {deferred} of {CLIENT_PRUNES} deferred, "
         f"{lost} lost, {dangling} dangling   save {slower:4.2f} times, worst {worst:6.1f} ms; without us "
         f"{worst_alone:6.1f} ms",
         flush=True,
@@ -205,7 +226,8 @@ def stop(process, saves):
     process.send_signal(signal.SIGTERM)
     process.wait()
     saves.seek(0)
-    return [(float(secs), int(count), guid) for secs, count, guid in map(str.split, saves)]
+    lines = map(str.split, saves)
+    return [Save(float(start), float(secs), int(count), guid) for start, secs, count, guid in lines]
 
 
 def measured(command):
