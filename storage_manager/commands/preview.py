@@ -17,10 +17,11 @@ from storage_manager.store.snapshot import Session
 
 # A list that is longer scrolls away what stands in front of it: the sentence, and perhaps the limit. Behind it stand
 # "... and more", perhaps a warning of two lines, and a prompt.
-_LINES = 20
-_LEAST_LINES = 5
+_LINES, _FEWEST_LINES = 20, 3
 _OTHER_LINES = 6
-_GROUPS = 8
+# Around the groups there are a header, the age of the oldest session, and three blank lines.
+_GROUPS, _FEWEST_GROUPS = 8, 3
+_GROUP_LINES = 5
 
 
 def preview(
@@ -36,7 +37,7 @@ def preview(
         yield from lines
         return
     count = len(plan.swept) + len(plan.victims)
-    most = _LINES if screen is None else max(_LEAST_LINES, min(_LINES, screen.lines - len(head) - _OTHER_LINES))
+    most = _LINES if screen is None else max(_FEWEST_LINES, min(_LINES, screen.lines - len(head) - _OTHER_LINES))
     for line in islice(lines, most):
         yield line if screen is None else printable(line, screen.columns)
     if count > most:
@@ -47,7 +48,11 @@ def _head(plan: Plan, now: datetime, verbose: bool, screen: Optional[terminal_si
     if plan.victims:
         header = ("GROUP", f"{plan.noun.upper()}S>", "SIZE>", "FROM (UTC)", "TO (UTC)")
         yield ""
-        yield from tables.table(header, _rows(plan, verbose), screen and screen.columns)
+        most = None if verbose else _GROUPS
+        if most is not None and screen is not None:
+            room = screen.lines - _FEWEST_LINES - _OTHER_LINES - _GROUP_LINES
+            most = max(_FEWEST_GROUPS, min(most, room))
+        yield from tables.table(header, _rows(plan, most), screen and screen.columns)
         if not plan.are_orphans:
             yield ""
             yield _retention(plan, now)
@@ -67,8 +72,8 @@ class _Sum:
         self.newest = max(self.newest, session.created_at)
 
 
-def _rows(plan: Plan, verbose: bool) -> Iterator[tuple[str, ...]]:
-    """The groups that lose most, and the others in one row unless all are asked for."""
+def _rows(plan: Plan, most: Optional[int]) -> Iterator[tuple[str, ...]]:
+    """The groups that lose most, and the others in one row; None: all of them."""
     sums: dict[Optional[str], _Sum] = {}
     for session in plan.victims:
         found = sums.get(session.group)
@@ -76,7 +81,7 @@ def _rows(plan: Plan, verbose: bool) -> Iterator[tuple[str, ...]]:
             found = sums[session.group] = _Sum(session)
         found.add(session)
     groups = sorted(sums.items(), key=lambda item: (-item[1].size_bytes, item[0] or ""))
-    shown = groups if verbose or len(groups) <= _GROUPS + 1 else groups[:_GROUPS]
+    shown = groups if most is None or len(groups) <= most + 1 else groups[:most]
     for group, part in shown:
         yield _row("-" if group is None else group, part.count, part.size_bytes, part.oldest, part.newest)
     rest = [part for _, part in groups[len(shown) :]]

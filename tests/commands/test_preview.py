@@ -105,13 +105,22 @@ def test_what_keeps_the_target_from_being_met_stands_at_the_end(storage: Path) -
     assert cause == "    because of 2.0 KB keep last" and remedy.startswith("    to do: ")
 
 
-@pytest.mark.parametrize(("rows", "shown"), [(50, 20), (24, 12), (10, 5)])
+@pytest.mark.parametrize(("rows", "shown"), [(50, 20), (24, 12), (10, 3)])
 def test_on_a_terminal_the_sentence_stays_on_the_screen(rows: int, shown: int) -> None:
     """With it, the limit, a warning of two lines and a prompt, there are as many lines as the terminal has."""
     victims = [session(number, 50 - number, 1) for number in range(30)]
     found = lines(plan(victims, []), screen=os.terminal_size((80, rows)))
     assert sum(line.startswith("delete") for line in found) == shown
     assert found[-1] == f"... and {30 - shown} more (--verbose shows all)" and len(found) + 5 <= max(rows, 17)
+
+
+@pytest.mark.parametrize(("rows", "groups", "shown"), [(40, 8, 20), (24, 8, 4), (20, 6, 3), (10, 3, 3)])
+def test_many_groups_leave_room_for_the_list(rows: int, groups: int, shown: int) -> None:
+    victims = [session(number, 50 - number, 1, f"g{number:02}") for number in range(30)]
+    found = lines(plan(victims, []), screen=os.terminal_size((80, rows)))
+    assert sum(line.startswith("g") for line in found) == groups
+    assert sum(line.startswith("delete") for line in found) == shown
+    assert rows == 10 or len(found) + 4 <= rows
 
 
 def test_on_a_narrow_terminal_a_line_is_a_line(storage: Path) -> None:
