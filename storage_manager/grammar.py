@@ -297,10 +297,7 @@ _TOOL = Command(
 )
 _EVERYWHERE = "global options"
 # The groups of options in help, but for those that decide what is done.
-_TITLES = {
-    **dict.fromkeys(("--dry-run", "--yes", "--json", "--verbose"), "questions and output"),
-    **dict.fromkeys(("--lock-timeout", "--lock-stale-seconds"), "lock"),
-}
+_TITLES = dict.fromkeys(("--dry-run", "--yes", "--json", "--verbose"), "questions and output")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -24,36 +24,32 @@ def synopsis(outline: Outline, columns: int) -> str:
 
 
 def page(outline: Outline, commands: list[Outline], columns: int, rows: float) -> str:
-    """Help, and room for a prompt. The global options are explained, or at least named, and the groups set apart, where
-    that fits."""
+    """Help, and room for a prompt. The global options are explained, and the groups set apart, where that fits."""
     columns = max(40, min(columns, _WIDEST))
-    tool = outline.prog.partition(" ")[0]
-    names = ", ".join(part.names[-1] for part in outline.everywhere)
-    whole = _page(outline, commands, columns, "")
-    named = _page(outline, commands, columns, f"global options, see `{tool} --help`: {names}")
-    dense = [line for line in named if line]
-    densest = [line for line in _page(outline, commands, columns, f"global options: see `{tool} --help`") if line]
-    return "\n".join(next((lines for lines in (whole, named, dense) if len(lines) < rows), densest))
+    whole, brief = (_page(outline, commands, columns, is_whole) for is_whole in (True, False))
+    dense = [line for line in brief if line]
+    return "\n".join(next((lines for lines in (whole, brief) if len(lines) < rows), dense))
 
 
-def _page(outline: Outline, commands: list[Outline], columns: int, instead: str) -> list[str]:
-    """`instead`: what stands for the global options; where it is empty, they are explained."""
+def _page(outline: Outline, commands: list[Outline], columns: int, whole: bool) -> list[str]:
     words = [part.synopsis for part in outline.required] + ["[OPTION ...]"]
     lines = [f"usage: {outline.prog} {' '.join(words)}"] if outline.name else [synopsis(outline, columns)]
     lines += ["", *_wrap(f"{outline.help[0].upper()}{outline.help[1:]}.", columns)]
     if commands:
         rows = [(command.name, command.help) for command in commands]
         lines += ["", f"commands, explained by `{outline.prog} help COMMAND`:", *_table(rows, columns)]
-    shown = outline.own if instead else [*outline.own, *outline.everywhere]
+    shown = [*outline.own, *outline.everywhere] if whole else outline.own
     longest = max((len(part.heading) for part in shown), default=0)
     for title in sorted(dict.fromkeys(part.title for part in shown), key=lambda title: title != "options"):
         rows = [(part.heading, part.help) for part in shown if part.title == title]
         lines += ["", f"{title}:", *_table(rows, columns, longest)]
-    if instead:
-        lines += ["", *_wrap(instead, columns, "  ")]
+    if not whole:
+        names = ", ".join(part.names[-1] for part in outline.everywhere)
+        tool = outline.prog.partition(" ")[0]
+        lines += ["", *_wrap(f"global options, see `{tool} --help`: {names}", columns, "  ")]
     if outline.examples:
         lines += ["", "examples:", *(f"  {example}" for example in outline.examples)]
-    if outline.note and (outline.name or not instead):
+    if outline.note and (outline.name or whole):
         lines.append("")
         for line in outline.note.splitlines():
             lines += [line] if line.startswith(" ") else _wrap(line, columns) or [""]
