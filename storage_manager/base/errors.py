@@ -87,7 +87,11 @@ class MetadataCorrupt(StorageManagerError):
         self.remedy = remedy
 
 
-class MetadataBusy(MetadataCorrupt):
+class MetadataTorn(MetadataCorrupt):
+    """It was not whole all the time: damaged, or somebody is still writing it."""
+
+
+class MetadataBusy(MetadataTorn):
     """metadata.json was written again and again, and never whole for long enough to be read."""
 
 

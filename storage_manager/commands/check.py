@@ -140,7 +140,7 @@ def _repair_lines(repaired: Optional[Repair]) -> Iterator[str]:
             f"{quantity.counted(len(repaired.removed), 'file')} of unfinished metadata"
         )
         for name in repaired.kept:
-            yield f"kept {printable(name)}: it is young, or may tell of a blob without an entry"
+            yield f"kept {printable(name)}: it is young, or may tell of an entry that is missing"
 
 
 def _finding_lines(checkup: Checkup, verbose: bool) -> Iterator[str]:

@@ -12,11 +12,11 @@ from datetime import datetime
 from typing import NamedTuple, Optional
 
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import StorageManagerError, StoreError, failing_as
+from storage_manager.base.errors import CommitContended, StoreError, failing_as
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import from_timestamp
 from storage_manager.store.directory import CREATE, Store, close, write_all
-from storage_manager.store.names import ASIDE_PREFIX, METADATA_NAME, MOST_PREVIOUS, PREV_NAME, previous_names
+from storage_manager.store.names import ASIDE_PREFIX, METADATA_NAME, PREV_NAME, previous_names
 
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 _CHUNK_BYTES = 1 << 20
@@ -30,7 +30,7 @@ _OVERLAP_BYTES = 128
 def link_previous(store: Store, most: int) -> Optional[str]:
     """Give the current file a second name, so that it stays reachable when we die after the rename.
 
-    None where the file system has no hard links. Raises StorageManagerError.
+    None where the file system has no hard links. Raises StoreError, and CommitContended when no name is free.
     """
     for name in previous_names(most):
         try:
@@ -42,9 +42,8 @@ def link_previous(store: Store, most: int) -> Optional[str]:
                 return None
             raise StoreError("link", store.file(name), error) from error
         return name
-    raise StorageManagerError(
-        f"{MOST_PREVIOUS} files {store.file(PREV_NAME)}* are waiting to be recovered; run again, and look "
-        f"for a stuck client if that does not help"
+    raise CommitContended(
+        f"{most} files {store.file(PREV_NAME)}* wait until what they tell of is certain to stay; no session was lost"
     )
 
 
@@ -72,12 +71,12 @@ def restore_metadata(store: Store, log: EventLog, name: str) -> None:
     )
 
 
-def move_aside(store: Store, clock: Clock, log: EventLog, name: str) -> None:
-    """Keep a torn file under a name that nobody waits for. Raises StoreError."""
+def move_aside(store: Store, clock: Clock, log: EventLog, name: str, is_whole: bool = False) -> None:
+    """Keep a file under a name that nobody waits for. Raises StoreError."""
     aside = _aside_name(clock)
     with failing_as("rename", store.file(name)):
         store.rename(name, aside)
-    _report_aside(store, log, aside, is_whole=False)
+    _report_aside(store, log, aside, is_whole)
 
 
 def copy_aside(store: Store, clock: Clock, log: EventLog, fd: int, is_whole: bool) -> None:

@@ -17,7 +17,7 @@ from storage_manager.base.clock import Clock, Patience
 from storage_manager.base.errors import (
     CommitContended,
     MetadataBusy,
-    MetadataCorrupt,
+    MetadataTorn,
     NotWritable,
     StorageManagerError,
     StoreError,
@@ -91,7 +91,8 @@ class Committer:
         self._refuse_immutable()
         try:
             draft = self._draft_like(reading)
-            unlink_previous(self.store, link_previous(self.store, self.most_previous))
+            with suppress(CommitContended):  # there are links, and when it comes to a commit, perhaps a name
+                unlink_previous(self.store, link_previous(self.store, self.most_previous))
             draft.try_size(len(reading.data))
         except StoreError as error:
             if error.errno == errno.EFBIG:
@@ -115,15 +116,16 @@ class Committer:
         """Apply an edit so that no client's entry is lost. The next commit may be given what is returned.
 
         `known` is the fingerprint of an earlier version: what it knows is not decoded again. None is
-        returned when there was nothing to change. Raises MetadataCorrupt, CommitContended, NotWritable or
-        StoreError; the file is then as it was, or as intended, and never anything between.
+        returned when there was nothing to change. Raises CommitContended, also over a file that is torn for less than
+        READ_PATIENCE_SECS, MetadataCorrupt, NotWritable or StoreError; the file is then as it was, or as intended, and
+        never anything between.
         """
         patience = Patience(self.clock, patience_secs, STOPPING_PATIENCE_SECS)
         while True:
             read_secs = min(READ_PATIENCE_SECS, patience.left_secs)
             try:
                 done, fingerprint = self._attempt(editor, known, read_secs)
-            except MetadataCorrupt as error:
+            except MetadataTorn as error:
                 is_early = read_secs < READ_PATIENCE_SECS and not self.clock.stopping
                 if not (is_early or isinstance(error, MetadataBusy)):
                     raise
@@ -241,7 +243,7 @@ class Committer:
                 pass
             except StorageManagerError:
                 if previous is None:
-                    copy_aside(self.store, self.clock, self.log, reading.fd, late is not None)
+                    copy_aside(self.store, self.clock, self.log, reading.fd, is_whole=True)
                 raise
         if stays:
             unlink_previous(self.store, previous)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from errno import ENOENT
 from typing import Optional
@@ -53,8 +53,8 @@ class LockedStore:
         self._clock = clock
         self._log = log
         self._known: Optional[Fingerprint] = None
-        self.unmerged: Sequence[str] = ()
-        """Texts kept aside that are whole, and whose entries are not yet certain to stay."""
+        self.unmerged: list[str] = []
+        """Texts kept aside whose entries are not yet certain to stay."""
         self._unread: Optional[StoreError] = None
         self._size_bytes = 0
 
@@ -68,7 +68,9 @@ class LockedStore:
             merged, self.unmerged, self._unread = recover_torn(self._committer, snapshot.torn)
             if merged:
                 _close(reading)
+                known = snapshot.torn
                 snapshot, reading = survey(self.store, self._clock, self._log)
+                self.unmerged += [name for name in snapshot.torn if name not in known]
             self._clock.check()
         except BaseException:
             _close(reading)
@@ -122,8 +124,8 @@ class LockedStore:
         waiting = sum(self.store.status(name) is not None for name in previous_names())
         if waiting >= MOST_WAITING:
             raise CommitContended(
-                f"{waiting} files {self.store.file(PREV_NAME)}* wait to be put back, which a client undoes time and "
-                f"again; no session was lost"
+                f"{waiting} files {self.store.file(PREV_NAME)}* wait until what they tell of is certain to stay; "
+                f"no session was lost"
             )
         removal = Removal(self.store, self._clock, deleted, swept)
         try:

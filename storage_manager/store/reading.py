@@ -8,7 +8,7 @@ import stat
 from typing import Callable, NamedTuple, Optional, TypeVar
 
 from storage_manager.base.clock import Patience
-from storage_manager.base.errors import MetadataBusy, MetadataCorrupt, StoreError, failing_as
+from storage_manager.base.errors import MetadataBusy, MetadataCorrupt, MetadataTorn, StoreError, failing_as
 from storage_manager.store.directory import Store, close
 from storage_manager.store.document import Document, NotJson, parse
 from storage_manager.store.likeness import Likeness
@@ -103,14 +103,14 @@ def read_stable(
         patience.pause(pauses.next(now))
 
 
-def _unreadable(store: Store, name: str, problem: str, before: Optional[os.stat_result]) -> MetadataCorrupt:
+def _unreadable(store: Store, name: str, problem: str, before: Optional[os.stat_result]) -> MetadataTorn:
     """Why patience has ended: `before` is what the file was when it began."""
     if before is not None and not is_named(store, name, before):
         return MetadataBusy(
             f"{store.file(name)} was written again and again, and never whole ({problem})",
             "Try again when the service is less busy",
         )
-    return MetadataCorrupt(
+    return MetadataTorn(
         f"{store.file(name)} is not readable as JSON ({problem})",
         "Unless a client is still writing it: stop the service, repair the file or restore it from a backup, and "
         "start again",

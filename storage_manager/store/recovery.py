@@ -41,7 +41,10 @@ def recover(committer: Committer) -> None:
         committer.log.info("storage_manager.recovered", "removed the unfinished draft of a run that died", what="draft")
     # One name more than commits may use: merging the last of them takes a commit, too.
     committer.most_previous = MOST_PREVIOUS + 1
-    for name in reversed(previous_names(committer.most_previous)):
+    names = previous_names(committer.most_previous)
+    if all(committer.store.status(name) is not None for name in names):  # no name is left even for that
+        move_aside(committer.store, committer.clock, committer.log, names[-1], is_whole=True)
+    for name in reversed(names):
         status = committer.store.status(name)
         try:
             if status is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from client import Client
-from stores import leftovers, make_store, read_entries, write_entries
+from stores import leftovers, make_store, read_entries, run_tool, write_entries
 
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import CommitContended, Interrupted, StoreError
@@ -178,10 +178,20 @@ def test_a_client_that_undoes_what_is_put_back_costs_a_run_one_patience_in_all(
     # Each file is tried at least once. What overlaps when patience has ended is not even tried.
     assert clock.passed_secs < PUT_BACK_PATIENCE_SECS + 3 * 1.5 and len(leftovers(storage)) == 3 + len(overlapped)
     is_quiet.append(True)
-    clock.on_pause = lambda: None
-    for _ in range(2):  # nobody writes: only the next run can be sure that it stays
-        recovery.recover(Committer(committer.store, clock, LOG))
+    for _ in range(3):  # nobody writes: only the next run can be sure that it stays
+        assert run_tool("prune-size", "--max-mb", "1P", "--storage-dir", storage).returncode == 0
     assert set(read_entries(storage)) == {*guids, *overlapped} and leftovers(storage) == []
+
+
+def test_the_one_old_file_for_which_no_name_is_left_is_merged_as_well(storage: Path) -> None:
+    guids = make_store(storage, 12)
+    entries = read_entries(storage)
+    for guid, name in zip(guids, [PREV, *(f"{PREV}.{number}" for number in range(1, 9))]):
+        (storage / name).write_text(json.dumps({guid: entries[guid]}))
+    write_entries(storage, {guid: entries[guid] for guid in guids[9:]})
+    for _ in range(3):  # the next run makes sure, and then there are names for the last one, too
+        assert run_tool("prune-size", "--max-mb", "1P", "--storage-dir", storage).returncode == 0
+    assert leftovers(storage) == [] and set(read_entries(storage)) == set(guids)
 
 
 def test_a_file_that_is_torn_while_something_is_put_back_is_not_yet_called_damaged(
