@@ -42,9 +42,13 @@ def recover(committer: Committer) -> None:
     # One name more than commits may use: merging the last of them takes a commit, too.
     committer.most_previous = MOST_PREVIOUS + 1
     names = previous_names(committer.most_previous)
-    if all(committer.store.status(name) is not None for name in names):  # no name is left even for that
+    current = committer.store.status(METADATA_NAME)
+    found = {name: status for name in names if (status := committer.store.status(name)) is not None}
+    # A second name of the current file comes first: it takes no commit to give it up, and that frees a name.
+    second = [name for name in found if current is not None and os.path.samestat(current, found[name])]
+    if current is not None and len(found) == len(names) and not second:
         move_aside(committer.store, committer.clock, committer.log, names[-1], is_whole=True)
-    for name in reversed(names):
+    for name in (*second, *reversed(names)):
         status = committer.store.status(name)
         try:
             if status is not None:

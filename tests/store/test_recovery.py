@@ -183,14 +183,22 @@ def test_a_client_that_undoes_what_is_put_back_costs_a_run_one_patience_in_all(
     assert set(read_entries(storage)) == {*guids, *overlapped} and leftovers(storage) == []
 
 
-def test_the_one_old_file_for_which_no_name_is_left_is_merged_as_well(storage: Path) -> None:
+@pytest.mark.parametrize("second", [None, 0, 5, 8])
+def test_the_one_old_file_for_which_no_name_is_left_is_merged_as_well(storage: Path, second: int | None) -> None:
+    """Or, where one of them is the current file itself, that one makes room."""
     guids = make_store(storage, 12)
     entries = read_entries(storage)
-    for guid, name in zip(guids, [PREV, *(f"{PREV}.{number}" for number in range(1, 9))]):
-        (storage / name).write_text(json.dumps({guid: entries[guid]}))
-    write_entries(storage, {guid: entries[guid] for guid in guids[9:]})
+    names = [PREV, *(f"{PREV}.{number}" for number in range(1, 9))]
+    missing = {name: guid for number, (name, guid) in enumerate(zip(names, guids)) if number != second}
+    write_entries(storage, {guid: entries[guid] for guid in guids if guid not in missing.values()})
+    for name in names:
+        if name in missing:
+            (storage / name).write_text(json.dumps({missing[name]: entries[missing[name]]}))
+        else:
+            os.link(storage / METADATA, storage / name)
     for _ in range(3):  # the next run makes sure, and then there are names for the last one, too
-        assert run_tool("prune-size", "--max-mb", "1P", "--storage-dir", storage).returncode == 0
+        done = run_tool("prune-size", "--max-mb", "1P", "--storage-dir", storage)
+        assert done.returncode == 0 and ("kept_aside" in done.stderr) <= (second is None)
     assert leftovers(storage) == [] and set(read_entries(storage)) == set(guids)
 
 
