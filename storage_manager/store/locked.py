@@ -121,6 +121,7 @@ class LockedStore:
     def _remove_entries(
         self, deleted: Collection[str], swept: Collection[str], tell: Tell, patience_secs: float
     ) -> None:
+        self._clock.progress()
         waiting = sum(self.store.status(name) is not None for name in previous_names())
         if waiting >= MOST_WAITING:
             raise CommitContended(

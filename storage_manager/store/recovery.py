@@ -48,11 +48,10 @@ def recover(committer: Committer) -> None:
     second = [name for name in found if current is not None and os.path.samestat(current, found[name])]
     if current is not None and len(found) == len(names) and not second:
         move_aside(committer.store, committer.clock, committer.log, names[-1], is_whole=True)
-    for name in (*second, *reversed(names)):
-        status = committer.store.status(name)
+        del found[names[-1]]
+    for name in (*second, *(name for name in reversed(found) if name not in second)):
         try:
-            if status is not None:
-                _recover_previous(committer, name, status)
+            _recover_previous(committer, name, found[name])
         except CommitContended:
             break  # the next run looks again, also at the others
     committer.most_previous = MOST_PREVIOUS
