@@ -746,6 +746,7 @@ def test_memory_and_descriptors_stay_flat(
     tracemalloc.start()
     try:
         assert drive(driver, clock) == 0
+        largest = "\n".join(map(str, tracemalloc.take_snapshot().statistics("lineno")[:8]))
     finally:
         tracemalloc.stop()
     assert {"heartbeat", "metrics.prom"} < set(os.listdir(log_dir))
@@ -755,7 +756,7 @@ def test_memory_and_descriptors_stay_flat(
     assert len(set(descriptors)) == 1
     # From many cycles to many: a table of the interpreter's that doubles its size once is no leak.
     growth = statistics.median(memory[len(memory) // 2 :]) - statistics.median(memory[: len(memory) // 2])
-    assert growth < 100 * period * len(memory) // 2, "more than 100 bytes for each cycle"
+    assert growth < 100 * period * len(memory) // 2, f"more than 100 bytes for each cycle; at the end:\n{largest}"
 
 
 def test_a_real_loop_stays_flat_while_its_store_comes_and_goes(in_memory: Path) -> None:
