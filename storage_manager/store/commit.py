@@ -60,6 +60,9 @@ WATCH_SECS = 0.5
 # A client at full speed may undo it time and again; then the next run goes on. This is for all that a run puts back.
 PUT_BACK_PATIENCE_SECS = 4.0
 
+# While so many old files wait, entries are not removed: each commit may leave another, and merging them takes names.
+MOST_WAITING = MOST_PREVIOUS // 2
+
 
 class Committer:
     """Commits to one store's metadata.json. Under the prune lock: recover(), prepare, commit time and again, close."""
@@ -162,7 +165,8 @@ class Committer:
                 self.close()
                 raise
             # 3. A second name: should we die after the rename, the next run finds what was written to the old file.
-            previous = link_previous(self.store, self.most_previous)
+            most = MOST_WAITING if self._give_up is None else self.most_previous
+            previous = link_previous(self.store, most)
             try:
                 self._published = draft.examine()
                 # 4. The last look. Nothing comes between it and the rename: whoever opens the file there has to

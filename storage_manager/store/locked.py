@@ -26,16 +26,13 @@ from storage_manager.store.document import Fingerprint, parse
 from storage_manager.store.draft import DISK_FULL
 from storage_manager.store.edit import Removal
 from storage_manager.store.lock import PruneLock, acquire_lock
-from storage_manager.store.names import METADATA_NAME, MOST_PREVIOUS, PREV_NAME, previous_names
+from storage_manager.store.names import METADATA_NAME, MOST_PREVIOUS, previous_names
 from storage_manager.store.reading import Reading
 from storage_manager.store.recovery import add_entries, recover, recover_torn
 from storage_manager.store.snapshot import Snapshot
 from storage_manager.store.survey import survey
 
 Tell = Callable[[Collection[str]], None]
-
-# While so many old files wait, entries are not removed: each commit may leave another, and merging them needs names.
-MOST_WAITING = MOST_PREVIOUS // 2
 
 _DISAPPEARED = "has disappeared in the middle of the run: it was removed, moved or unmounted"
 
@@ -121,13 +118,6 @@ class LockedStore:
     def _remove_entries(
         self, deleted: Collection[str], swept: Collection[str], tell: Tell, patience_secs: float
     ) -> None:
-        self._clock.progress()
-        waiting = sum(self.store.status(name) is not None for name in previous_names())
-        if waiting >= MOST_WAITING:
-            raise CommitContended(
-                f"{waiting} files {self.store.file(PREV_NAME)}* wait until what they tell of is certain to stay; "
-                f"no session was lost"
-            )
         removal = Removal(self.store, self._clock, deleted, swept)
         try:
             with self._clock.doing("removing entries from metadata.json"):
