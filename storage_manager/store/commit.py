@@ -60,7 +60,8 @@ WATCH_SECS = 0.5
 # A client at full speed may undo it time and again; then the next run goes on. This is for all that a run puts back.
 PUT_BACK_PATIENCE_SECS = 4.0
 
-# While so many old files wait, entries are not removed: each commit may leave another, and merging them takes names.
+# A removal takes one of the first so many names for the old file, or is put off: each may leave one that has to be put
+# back, and what puts it back takes names, too.
 MOST_WAITING = MOST_PREVIOUS // 2
 
 
@@ -77,13 +78,14 @@ class Committer:
         self._put_back_secs = PUT_BACK_PATIENCE_SECS
         """What is left of it for this run."""
         self._give_up: Optional[Patience] = None
-        """Of the put_back() under way."""
+        """Of the put_back() under way; None: what is committed is a removal."""
 
     def prepare(self, reading: Reading, blob_name: Optional[str] = None) -> None:
         """Make sure, before the first deletion, that a commit will be possible.
 
         Raises NotWritable or StoreError when it will not be. A full disk is no obstacle: deleting blobs is
-        what will make room. Nor is a quota, if it is charged for `blob_name`, one of those to be deleted, too.
+        what will make room. Nor is a quota, if it is charged for `blob_name`, one of those to be deleted, too; nor
+        that no name is free for the old file: then the commit is put off.
         """
         directory = self.store.path
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.store.dir_fd, effective_ids=True):
@@ -129,11 +131,12 @@ class Committer:
             try:
                 done, fingerprint = self._attempt(editor, known, read_secs)
             except MetadataTorn as error:
-                is_early = read_secs < READ_PATIENCE_SECS and not self.clock.stopping
-                if not (is_early or isinstance(error, MetadataBusy)):
+                is_busy = isinstance(error, MetadataBusy)
+                if not is_busy and (read_secs >= READ_PATIENCE_SECS or self.clock.stopping):
                     raise
-                error.remedy = ""  # a client is writing it, or may be
-                raise CommitContended(f"{error}; no session was lost") from error
+                error.remedy = ""  # it is for a file that is damaged, which only the next look can tell
+                what = "no session was lost" if is_busy else "a client may be writing it"
+                raise CommitContended(f"{error}; {what}") from error
             if done:
                 return fingerprint
             known = fingerprint

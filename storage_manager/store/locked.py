@@ -75,7 +75,7 @@ class LockedStore:
         return snapshot, reading
 
     def waiting_guids(self) -> set[str]:
-        """What old files and texts kept aside tell of while they are still to be merged: it has no orphans.
+        """What old files and texts kept aside tell of while they are still to be merged: those blobs are no orphans.
 
         Raises StoreError, also where one of them could not be read.
         """

@@ -1000,13 +1000,19 @@ def test_a_file_system_without_hard_links_is_pruned_all_the_same(
     assert leftovers(storage) == []
 
 
+def save_over_the_rename_without_hard_links(storage: Path, patch: pytest.MonkeyPatch) -> str:
+    """A client opens metadata.json before the next commit and writes it after. Returns the guid that it saves."""
+    fail(patch, "link", PREV, errno.EPERM)
+    guid, change = new_session(storage)
+    writer = Writer(Client(storage), change)
+    around(patch, "rename", TMP, writer.open, writer.finish)
+    return guid
+
+
 def test_a_save_that_overlaps_the_rename_is_merged_without_hard_links(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail(monkeypatch, "link", PREV, errno.EPERM)
-    guid, change = new_session(storage)
-    writer = Writer(Client(storage), change)
-    around(monkeypatch, "rename", TMP, writer.open, writer.finish)
+    guid = save_over_the_rename_without_hard_links(storage, monkeypatch)
     assert prune().code == 0
     assert set(read_entries(storage)) == {*guids[VICTIMS:], guid}
     expect_cleared(storage, prune)
@@ -1015,10 +1021,7 @@ def test_a_save_that_overlaps_the_rename_is_merged_without_hard_links(
 def test_a_save_whose_merge_is_not_certain_to_stay_is_kept_aside_without_hard_links(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail(monkeypatch, "link", PREV, errno.EPERM)
-    guid, change = new_session(storage)
-    writer = Writer(Client(storage), change)
-    around(monkeypatch, "rename", TMP, writer.open, writer.finish)
+    guid = save_over_the_rename_without_hard_links(storage, monkeypatch)
     monkeypatch.setattr(commit, "PUT_BACK_PATIENCE_SECS", 0.0)
     result = prune()
     [told] = [item for item in events(result.err) if item.get("what") == "kept_aside"]
@@ -1297,7 +1300,6 @@ def test_more_old_files_than_are_ever_left_put_the_commit_off(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names that reappear as soon as they are removed: the commit must end, and lose nothing."""
-    monkeypatch.setattr("storage_manager.store.locked.COMMIT_PATIENCE_SECS", 0.1)
     real = os.link
 
     def link(source: str, name: str, **options: Any) -> None:

@@ -175,7 +175,7 @@ def test_a_client_that_undoes_what_is_put_back_costs_a_run_one_patience_in_all(
     monkeypatch.setattr(os, "rename", rename)
     clock.on_pause = undo
     recovery.recover(committer)
-    # Each file is tried at least once. What overlaps when patience has ended is not even tried.
+    # What overlaps when patience has ended is not even tried; each attempt takes a second, each pause a little.
     assert clock.passed_secs < PUT_BACK_PATIENCE_SECS + 3 * 1.5 and len(leftovers(storage)) == 3 + len(overlapped)
     is_quiet.append(True)
     for _ in range(3):  # nobody writes: only the next run can be sure that it stays
