@@ -176,4 +176,21 @@ def test_the_history_is_asked_about_the_whole_store_and_whatever_the_case_of_a_g
         assert not suspects(group, set(), set(list(names)[10:]))
         assert suspects(group, set(), set(list(names)[11:]))
     gone = snapshot("a").dangling
-    assert blobs_are_missing(Snapshot([], gone, []), None, lambda: Deleted(names, names))
+    for group in (None, "b"):
+        assert blobs_are_missing(Snapshot([], gone, []), group, lambda: Deleted(names, names))
+
+
+def test_a_purge_of_a_whole_group_goes_on_where_a_client_has_brought_its_entries_back(storage: Path) -> None:
+    stays = set(make_store(storage, 5))
+    make_store(storage, 50, seed=2, group="weekly")
+    text = (storage / "metadata.json").read_bytes()
+    purge = ("--storage-dir", storage, "purge", "--age-days", "0", "--group", "weekly", "--yes")
+    assert run_tool(*purge).returncode == 0
+    for _ in range(2):
+        (storage / "metadata.json").write_bytes(text)
+        done = run_tool(*purge)
+        assert done.returncode == 0, done.stderr
+        assert set(read_entries(storage)) == blobs(storage) == stays
+    (storage / "metadata.json").write_bytes(text)
+    done = run_tool(*purge, env={"GOFR_DIG_HISTORY_FILE": "off"})
+    assert done.returncode == 1 and event(done.stderr, "storage_manager.storage_suspect"), done.stderr
