@@ -32,6 +32,9 @@ _SMALL_WINDOW_BYTES = 1 << 12
 _BATCH_BYTES = 1 << 17
 _ENTRY_END = re.compile(rb'\}[ \t\n\r]*,[ \t\n\r]*"[0-9A-Fa-f-]{36}"').match
 
+# What is rendered is cut out of the text in slices of this size: a copy of all the survivors would be the peak.
+_SLICE_BYTES = 1 << 20
+
 # A text that may be kept in memory for the sake of speed.
 _SMALL_BYTES = 4 << 20
 
@@ -105,7 +108,12 @@ class Document:
         separator = b""
         for part in (*self._runs(drop, replace), *add):
             yield separator
-            yield part if isinstance(part, bytes) else data[part[0] : part[1]]
+            if isinstance(part, bytes):
+                yield part
+            else:
+                start, end = part
+                for at in range(start, end, _SLICE_BYTES):
+                    yield data[at : min(at + _SLICE_BYTES, end)]
             separator = _COMMA
         if not separator:
             yield data[data.index(_CLOSE, last) :]

@@ -179,12 +179,6 @@ def _gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:
     parts: list[bytes] = []
     size = 0
     for chunk in chunks:
-        if len(chunk) >= _CHUNK_BYTES:
-            yield b"".join(parts)
-            for start in range(0, len(chunk), _CHUNK_BYTES):
-                yield chunk[start : start + _CHUNK_BYTES]
-            parts, size = [], 0
-            continue
         parts.append(chunk)
         size += len(chunk)
         if size >= _CHUNK_BYTES:

@@ -118,10 +118,10 @@ def documents(count: int, most: int = 12) -> Iterator[tuple[int, bytes]]:
 
 @pytest.fixture(params=["whole", "tiny", "one byte"])
 def windows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How much is decoded at a time; the tiny sizes put a window's edge into every part of a member."""
-    sizes = {"tiny": (64, 16, 100), "one byte": (1, 1, 1)}.get(request.param)
+    """How much is decoded or rendered at a time; the tiny sizes put an edge into every part of a member."""
+    sizes = {"tiny": (64, 16, 100, 50), "one byte": (1, 1, 1, 1)}.get(request.param)
     if sizes is not None:
-        for name, size in zip(("_WINDOW_BYTES", "_SMALL_WINDOW_BYTES", "_BATCH_BYTES"), sizes):
+        for name, size in zip(("_WINDOW_BYTES", "_SMALL_WINDOW_BYTES", "_BATCH_BYTES", "_SLICE_BYTES"), sizes):
             assert hasattr(document_module, name)
             monkeypatch.setattr(document_module, name, size)
     return str(request.param)
@@ -366,6 +366,13 @@ def test_rendering_without_changes_is_the_identity(windows: str) -> None:
             assert rendered(document) == data, seed
         else:
             assert json.loads(rendered(document)) == {}, seed
+
+
+def test_what_is_rendered_is_never_copied_as_a_whole() -> None:
+    data = json.dumps({str(number): "x" * 1000 for number in range(3000)}, indent=2).encode()
+    parts = list(parse(data).rendered({"0"}, {}, ()))
+    assert max(map(len, parts)) == 1 << 20
+    assert len(b"".join(parts)) == len(data) - len(json.dumps({"0": "x" * 1000})) - 2
 
 
 def test_survivors_keep_their_exact_bytes(windows: str) -> None:
