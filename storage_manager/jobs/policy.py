@@ -110,8 +110,9 @@ def blobs_are_missing(snapshot: Snapshot, group: Optional[str], earlier: Callabl
 
     A run that was interrupted deletes oldest first, and a client that writes an older text brings just those entries
     back: they are older than every session that is left. A client's own deletions leave few. Where a session is older,
-    because its entry was put back late, or another group's, what `earlier` runs have deleted is asked for. That explains
-    nothing where no session is left in the store, or one of those is there again: then it is being restored.
+    because its entry was put back late, or only other groups have any, what `earlier` runs have deleted is asked for.
+    That explains nothing where no session is left at all, or one of those is there again: then the store is being
+    restored.
     """
     scope = snapshot.scoped(group)
     dangling, sessions = scope.dangling, scope.sessions

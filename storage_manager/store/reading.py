@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Callable, NamedTuple, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, TypeVar
 
 from storage_manager.base.clock import Patience
 from storage_manager.base.errors import MetadataBusy, MetadataCorrupt, MetadataTorn, StoreError, failing_as
 from storage_manager.store.directory import Store, close
 from storage_manager.store.document import Document, NotJson, parse
-from storage_manager.store.likeness import Likeness
 from storage_manager.store.names import METADATA_NAME
+
+if TYPE_CHECKING:
+    from storage_manager.store.likeness import Likeness  # whoever only reads needs none
 
 # How long a file may stay torn before it counts as corrupt: a client with a very large store needs seconds
 # for one save, and one on a slow disk a multiple of that.
