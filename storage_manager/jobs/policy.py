@@ -132,7 +132,7 @@ def _are_few(count: int, entry_count: int) -> bool:
     return count <= max(FEW_MISSING, entry_count // FEW_IN)
 
 
-# So few sessions may all be as old as that by chance.
+# So few sessions may all be old, or have been saved again, by chance.
 HANDFUL = 5
 # A store at work shows a later time than this.
 QUIET_DAYS = 1.0

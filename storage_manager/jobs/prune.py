@@ -30,7 +30,7 @@ from storage_manager.base.times import from_timestamp, utc_text
 from storage_manager.jobs.journal import DELETED, HistoryFile, Journal
 from storage_manager.jobs.orphans import OrphanGuard
 from storage_manager.jobs.plan import Deleted, Outcome, Plan, sentence, unmet
-from storage_manager.jobs.policy import blobs_are_missing, clock_is_doubtful, held_back, latest_moment
+from storage_manager.jobs.policy import HANDFUL, blobs_are_missing, clock_is_doubtful, held_back, latest_moment
 from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.store.directory import open_store
 from storage_manager.store.inventory import mark
@@ -167,8 +167,8 @@ class _Run:
             )
             with clock.doing(f"deleting {plan.noun}s", len(plan.victims)):
                 self._delete_all(plan)
-        # That all victims were saved again is no chance: inode numbers or times are not to be relied on here.
-        is_unfit = len(plan.victims) == len(progress.changed) > 0
+        # That all of many victims were saved again is no chance: inode numbers or times are not to be relied on here.
+        is_unfit = len(plan.victims) == len(progress.changed) > HANDFUL
         exit_code = EXIT_OK if plan.target_met and not progress.failed and not is_unfit else EXIT_FAILED
         if clock.stop_signal is not None:
             exit_code = 128 + clock.stop_signal

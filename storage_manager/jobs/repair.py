@@ -241,8 +241,9 @@ def _is_young(told: Told, blobs: Missed, now: datetime) -> bool:
     A writer that was stopped goes on some time. The blob of its save is there already, and was written within
     IN_FLIGHT_AGE before it began.
     """
-    began_at = told.modified_at - IN_FLIGHT_AGE
-    return now - began_at < 2 * IN_FLIGHT_AGE or (blobs.newest is not None and blobs.newest >= began_at)
+    if now - told.modified_at < IN_FLIGHT_AGE:
+        return True
+    return blobs.newest is not None and told.modified_at - blobs.newest <= IN_FLIGHT_AGE
 
 
 def _names_a_blob(store: Store, guids: Collection[str], formats: Collection[str]) -> bool:

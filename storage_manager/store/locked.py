@@ -65,6 +65,7 @@ class LockedStore:
             merged, self.unmerged, self._unread = recover_torn(self._committer, snapshot.torn)
             if merged:
                 _close(reading)
+                reading = None  # should the next look fail, its number may be another file's by then
                 known = snapshot.torn
                 snapshot, reading = survey(self.store, self._clock, self._log)
                 self.unmerged += [name for name in snapshot.torn if name not in known]

@@ -30,7 +30,7 @@ from storage_manager.base.errors import (
 from storage_manager.base.log import EventLog
 from storage_manager.jobs import prune as prune_module
 from storage_manager.jobs.plan import Outcome, Plan
-from storage_manager.jobs.policy import PruneLimits, plan_orphan_purge, plan_prune, plan_purge
+from storage_manager.jobs.policy import HANDFUL, PruneLimits, plan_orphan_purge, plan_prune, plan_purge
 from storage_manager.jobs.prune import Job, dry_run, run
 from storage_manager.store import reading, survey
 from storage_manager.store.snapshot import Snapshot
@@ -520,11 +520,13 @@ def test_a_victim_that_cannot_be_examined_stays(
     assert set(read_entries(storage)) == {guids[1], *guids[VICTIMS:]} == blobs(storage)
 
 
-def test_a_run_whose_victims_have_all_changed_fails(
-    storage: Path, log: EventLog, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("victims", [1, HANDFUL, HANDFUL + 1])
+def test_a_run_whose_victims_have_all_changed_fails_where_that_is_no_chance(
+    storage: Path, log: EventLog, monkeypatch: pytest.MonkeyPatch, victims: int
 ) -> None:
     """As on a file system whose inode numbers do not last."""
-    guids = make_store(storage, COUNT)
+    guids = make_store(storage, 10)
     monkeypatch.setattr(prune_module, "mark", lambda name, status: 0)
-    assert run(prune_job(storage), Clock(), log).exit_code == EXIT_FAILED
-    assert blobs(storage) == set(guids)
+    outcome = run(prune_job(storage, (10 - victims) * 1000), Clock(), log)
+    assert len(outcome.changed) == victims and blobs(storage) == set(guids)
+    assert outcome.exit_code == (EXIT_FAILED if victims > HANDFUL else EXIT_OK)

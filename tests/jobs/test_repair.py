@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StoreError
 from storage_manager.base.log import EventLog
 from storage_manager.cli import main
+from storage_manager.jobs import repair as repair_module
 from storage_manager.jobs.repair import Terms, adopt, repair
 from storage_manager.store import commit, locked, recovery
 from storage_manager.store.aside import Told
@@ -83,6 +85,17 @@ def test_unfinished_text_stays_while_it_may_tell_of_a_session(
     done = repair(terms(storage), Clock(), LOG)
     assert (list(done.kept), list(done.removed)) == (([TORN], []) if is_kept else ([], [TORN]))
     assert leftovers(storage) == [TORN] * is_kept
+
+
+@pytest.mark.parametrize("moment", [datetime.min, datetime.max])
+def test_unfinished_text_of_any_date_is_judged(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, moment: datetime
+) -> None:
+    """Not every file system keeps such a date."""
+    make_store(storage, 1)
+    put(storage, TORN, b"", 2 * HOUR_SECS)
+    monkeypatch.setattr(repair_module, "told_by", lambda store, name: Told(moment, set(), set()))
+    assert list(repair(terms(storage), Clock(), LOG).kept) == ([TORN] if moment == datetime.max else [])
 
 
 @pytest.mark.parametrize(("text", "is_kept"), [(GUID, True), (GUID.upper(), False), ("", False)])

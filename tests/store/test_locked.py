@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stores import leftovers, make_store, read_entries
 
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import Interrupted, LockBusy, NotWritable, StorageManagerError, StoreMissing
+from storage_manager.base.errors import (
+    Interrupted,
+    LockBusy,
+    NotWritable,
+    StorageManagerError,
+    StoreError,
+    StoreMissing,
+)
 from storage_manager.base.log import EventLog
 from storage_manager.jobs.progress import Progress, reporting
+from storage_manager.store import locked as locked_module
+from storage_manager.store import survey as survey_module
 from storage_manager.store.locked import locked_store
 
 GUID = "11111111-aaaa-4bbb-8ccc-dddddddddddd"
@@ -69,6 +80,25 @@ def test_what_a_writer_has_finished_after_all_is_seen(storage: Path) -> None:
         reading.close()
     assert GUID in {session.guid for session in snapshot.sessions} and snapshot.anomalies == []
     assert GUID in read_entries(storage)
+
+
+def test_a_look_that_fails_after_a_merge_closes_nothing_twice(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(storage, 1)
+    (storage / ".metadata.json.torn-20260101T000000Z-aaaaaaaa").write_text("{}")
+    real, others = survey_module.survey, []
+
+    def survey(*arguments: Any) -> Any:
+        if others:
+            others.append(os.open("/dev/null", os.O_RDONLY))  # as the log file may be, opened anew
+            raise StoreError("list", str(storage), OSError(errno.EIO, os.strerror(errno.EIO)))
+        others.append(-1)
+        return real(*arguments)
+
+    monkeypatch.setattr(locked_module, "survey", survey)
+    with locked_store(str(storage), "test", 0.0, 3600.0, Clock(), Told()) as locked:
+        with pytest.raises(StoreError):
+            locked.look()
+        os.close(others[1])
 
 
 @pytest.mark.parametrize(
