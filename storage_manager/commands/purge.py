@@ -16,6 +16,7 @@ from storage_manager.jobs import prune
 from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import plan_orphan_purge, plan_purge
 from storage_manager.jobs.progress import Progress, telling
+from storage_manager.jobs.store_time import StoreTime
 from storage_manager.loop.history_file import earlier_deletions, writable_history_file
 from storage_manager.store.snapshot import Snapshot
 
@@ -30,8 +31,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         raise UsageError("--orphans and --group exclude each other: an orphan's group is not known")
 
     settings = context.settings
-    # Before recovery, which may write the file by the clock that is in question.
-    modified = prune.client_modified(settings.storage_dir)
+    store_time = StoreTime(context.clock)
 
     def planner(snapshot: Snapshot, now: datetime) -> Plan:
         if args.orphans:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         else:
             plan = plan_purge(snapshot, args.age_days, args.group, now)
         if args.age_days >= NO_AGE_DAYS and not (args.yes or args.dry_run):
-            prune.require_clock(plan, args.age_days, snapshot, now, modified, "use --yes")
+            store_time.require_clock(plan, args.age_days, snapshot, settings.storage_dir, now, "use --yes")
         return plan
 
     job = prune.Job(

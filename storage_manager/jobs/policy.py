@@ -154,9 +154,9 @@ def clock_is_doubtful(plan: Plan, age_days: float, now: datetime, latest: Option
     return (now - latest).total_seconds() > max(age_days, QUIET_DAYS) * 86_400
 
 
-def latest_moment(snapshot: Snapshot, now: datetime, modified: Sequence[datetime]) -> Optional[datetime]:
-    """The latest moment up to now that a store shows: of a session, an orphan, or a modification."""
-    moments = [*modified, *(anomaly.modified_at for anomaly in snapshot.anomalies if anomaly.modified_at)]
+def latest_moment(snapshot: Snapshot, now: datetime, others: Sequence[datetime]) -> Optional[datetime]:
+    """The latest moment up to now that a store shows: of a session, an orphan, or one of `others`."""
+    moments = [*others, *(anomaly.modified_at for anomaly in snapshot.anomalies if anomaly.modified_at)]
     known = snapshot.sessions[: _count_aged(snapshot.sessions, now, days=0)]
     if known:
         moments.append(known[-1].created_at)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from datetime import datetime
 from errno import ENOSPC, EROFS
 from typing import NamedTuple, Optional
@@ -17,7 +16,6 @@ from storage_manager.base.errors import (
     EXIT_FAILED,
     EXIT_OK,
     BlobsMissing,
-    ClockDoubtful,
     CommitContended,
     Held,
     LockLost,
@@ -26,16 +24,15 @@ from storage_manager.base.errors import (
     errno_name,
 )
 from storage_manager.base.log import EventLog
-from storage_manager.base.times import from_timestamp, utc_text
+from storage_manager.base.times import utc_text
 from storage_manager.jobs.journal import DELETED, HistoryFile, Journal
 from storage_manager.jobs.orphans import OrphanGuard
 from storage_manager.jobs.plan import Deleted, Outcome, Plan, sentence, unmet
-from storage_manager.jobs.policy import HANDFUL, blobs_are_missing, clock_is_doubtful, held_back, latest_moment
+from storage_manager.jobs.policy import HANDFUL, blobs_are_missing, held_back
 from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.store.directory import open_store
 from storage_manager.store.inventory import mark
 from storage_manager.store.locked import LockedStore, locked_store, report_deferred
-from storage_manager.store.names import METADATA_NAME
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings, report_unknown_group, survey, take_snapshot
 
@@ -358,27 +355,6 @@ def _require_brake(job: Job, snapshot: Snapshot, plan: Plan) -> None:
         victim_count,
         plan.freed_bytes,
     )
-
-
-def require_clock(
-    plan: Plan, age_days: float, snapshot: Snapshot, now: datetime, modified: Sequence[datetime], if_right: str
-) -> None:
-    """Refuse a purge by age that would delete everything only because of the clock; `modified` as client_modified()
-    gave it before anything was written. `if_right` is what to do when the clock is right. Raises ClockDoubtful."""
-    latest = latest_moment(snapshot, now, modified)
-    if latest is not None and clock_is_doubtful(plan, age_days, now, latest):
-        raise ClockDoubtful(
-            f"nothing was deleted: every {plan.noun} ({len(plan.victims):,}) would go, but this clock says "
-            f"{utc_text(now)[:19]} UTC, and the latest that the store shows is {utc_text(latest)[:19]} UTC. "
-            f"Correct the clock; if it is right, and nobody has used the store since, {if_right}"
-        )
-
-
-def client_modified(storage_dir: str) -> list[datetime]:
-    """When a client last wrote metadata.json. The directory's time says nothing: our own lock file changes it."""
-    with suppress(OSError):
-        return [from_timestamp(os.lstat(os.path.join(storage_dir, METADATA_NAME)).st_mtime)]
-    return []
 
 
 def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> dict[str, object]:

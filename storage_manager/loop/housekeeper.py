@@ -5,7 +5,6 @@ The one exception is asked for: `max_failures`, so that whoever started it can a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Optional
 
@@ -26,7 +25,8 @@ from storage_manager.config import Load, Refresh, Settings, limit_text, report_f
 from storage_manager.jobs.plan import Plan, sentence, unmet
 from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune, plan_purge
 from storage_manager.jobs.progress import Progress
-from storage_manager.jobs.prune import Job, client_modified, dry_run, require_clock, run
+from storage_manager.jobs.prune import Job, dry_run, run
+from storage_manager.jobs.store_time import StoreTime
 from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
 from storage_manager.loop.history_file import earlier_deletions, writable_history_file
 from storage_manager.loop.hold import require_file, require_settings
@@ -93,6 +93,7 @@ def _turns(
     refresh: Refresh,
 ) -> int:
     progress: Optional[Progress] = None
+    store_time = StoreTime(clock)
     while True:
         started = clock.monotonic()
         clock.wake_requested = False
@@ -101,7 +102,7 @@ def _turns(
         settings, fallbacks = load()
         report_fallbacks(fallbacks + status.cycle_started(settings), log)
         progress = Progress(progress)
-        ending = _cycle(settings, status.seen, clock, log, only_plan, progress)
+        ending = _cycle(settings, status.seen, store_time, clock, log, only_plan, progress)
         status.cycle_ended(settings, ending, progress, max(0.0, clock.monotonic() - started))
         if once:
             return ending.exit_code
@@ -123,7 +124,13 @@ def _turns(
 
 
 def _cycle(
-    settings: Settings, seen: Optional[Sighting], clock: Clock, log: EventLog, only_plan: bool, progress: Progress
+    settings: Settings,
+    seen: Optional[Sighting],
+    store_time: StoreTime,
+    clock: Clock,
+    log: EventLog,
+    only_plan: bool,
+    progress: Progress,
 ) -> Ending:
     """What is to be done with orphans, and one prune, whatever comes of it. Raises nothing."""
     log.info("housekeeper.cycle_start", f"looking after {settings.storage_dir}", storage_dir=settings.storage_dir)
@@ -135,13 +142,12 @@ def _cycle(
             variable=settings.limit_variable,
             storage_dir=settings.storage_dir,
         )
-    modified = client_modified(settings.storage_dir)
     tended = Tended()
     job = Job(
         kind="prune",
         command="run-loop",
         storage_dir=settings.storage_dir,
-        planner=lambda snapshot, now: _plan(settings, modified, tended, snapshot, now),
+        planner=lambda snapshot, now: _plan(settings, store_time, tended, snapshot, now),
         group=None,
         limit_bytes=limit_bytes,
         target_bytes=settings.target_storage_bytes or limit_bytes,
@@ -163,7 +169,7 @@ def _cycle(
                 f"{settings.storage_dir} is another directory than in the cycle before, with a store in it",
                 storage_dir=settings.storage_dir,
             )
-        tended = tend_orphans(settings, job, modified, clock, log, only_plan, progress)
+        tended = tend_orphans(settings, job, store_time, clock, log, only_plan, progress)
         outcome = (dry_run if only_plan else run)(job, clock, log, progress)
         if at_start is not None and progress.findings is not None:
             _require_what_was_seen(settings, at_start._replace(session_count=progress.findings.session_count))
@@ -209,7 +215,7 @@ def _require_what_was_seen(settings: Settings, seen: Optional[Sighting]) -> None
         raise StoreGone(gone)
 
 
-def _plan(settings: Settings, modified: Sequence[datetime], tended: Tended, snapshot: Snapshot, now: datetime) -> Plan:
+def _plan(settings: Settings, store_time: StoreTime, tended: Tended, snapshot: Snapshot, now: datetime) -> Plan:
     """Raises Held, ClockDoubtful."""
     limit_bytes, age_days = settings.max_storage_bytes, settings.max_age_days
     require_file(settings)
@@ -229,7 +235,7 @@ def _plan(settings: Settings, modified: Sequence[datetime], tended: Tended, snap
     require_settings(settings, plan)
     if age_days is not None:
         aged, if_right = plan_purge(snapshot, age_days, None, now), f"run `purge --age-days {age_days:g} --yes`"
-        require_clock(aged, age_days, snapshot, now, modified, if_right)
+        store_time.require_clock(aged, age_days, snapshot, settings.storage_dir, now, if_right)
     return plan
 
 

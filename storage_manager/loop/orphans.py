@@ -21,8 +21,9 @@ from storage_manager.config import Settings
 from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import first_of, plan_orphan_purge
 from storage_manager.jobs.progress import Progress
-from storage_manager.jobs.prune import DEFERRALS_TO_WARN_OF, Job, dry_run, require_clock, run
+from storage_manager.jobs.prune import DEFERRALS_TO_WARN_OF, Job, dry_run, run
 from storage_manager.jobs.repair import Terms, adopt, foresee
+from storage_manager.jobs.store_time import StoreTime
 from storage_manager.loop.hold import require_entries, require_settings
 from storage_manager.store.snapshot import Session, Snapshot
 
@@ -56,7 +57,7 @@ class Tended(NamedTuple):
 def tend_orphans(
     settings: Settings,
     job: Job,
-    modified: Sequence[datetime],
+    store_time: StoreTime,
     clock: Clock,
     log: EventLog,
     only_plan: bool,
@@ -73,7 +74,7 @@ def tend_orphans(
         if settings.orphans.group is not None:
             return _adopt(settings.orphans.group, job, clock, log, only_plan, progress)
         if settings.orphans.age_days is not None and settings.max_storage_bytes is not None:
-            return _purge(settings, settings.orphans.age_days, job, modified, clock, log, only_plan, progress)
+            return _purge(settings, settings.orphans.age_days, job, store_time, clock, log, only_plan, progress)
     except StorageManagerError as error:
         lacks_evidence = error.lacks_evidence and not isinstance(error, ClockDoubtful)
         if lacks_evidence or isinstance(error, (LockBusy, MetadataCorrupt, StoreMissing)):
@@ -114,7 +115,7 @@ def _purge(
     settings: Settings,
     age_days: float,
     job: Job,
-    modified: Sequence[datetime],
+    store_time: StoreTime,
     clock: Clock,
     log: EventLog,
     only_plan: bool,
@@ -128,7 +129,7 @@ def _purge(
         require_settings(settings, whole)
         require_entries(settings, whole, snapshot)
         if_right = f"run `purge --orphans --age-days {age_days:g} --yes`"
-        require_clock(whole, age_days, snapshot, now, modified, if_right)
+        store_time.require_clock(whole, age_days, snapshot, job.storage_dir, now, if_right)
         return first_of(whole, MOST)
 
     purge = job._replace(

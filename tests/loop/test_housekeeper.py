@@ -493,6 +493,29 @@ def test_a_clock_that_is_far_ahead_purges_nothing_by_age(storage: Path, turns: T
     assert "run `purge --age-days 30 --yes`" in failed["@m"]
 
 
+class Elapsing(SteppedClock):
+    """A clock on which a sleep takes days, and the wall clock makes of each of them as many."""
+
+    def __init__(self, days_a_day: float) -> None:
+        super().__init__(2)
+        self._days_a_day = days_a_day
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=sum(self.slept_secs) * self._days_a_day)
+
+
+@pytest.mark.parametrize(("days_a_day", "is_believed"), [(1, True), (0.99, True), (100, False)])
+def test_a_clock_that_was_right_is_believed_after_days_in_which_nobody_used_the_store(
+    storage: Path, turns: Turns, days_a_day: float, is_believed: bool
+) -> None:
+    client = Client(storage)
+    guids = {client.save(b"x") for _ in range(10)}
+    rules = {"MAX_AGE_DAYS": "2", "MAX_STORAGE_MB": "1G", "HOUSEKEEPING_INTERVAL_MINS": str(3 * 24 * 60)}
+    exit_code, found = turns.run(lambda: settings_for(storage, **rules), Elapsing(days_a_day))
+    assert (exit_code, blobs(storage)) == (0, set() if is_believed else guids)
+    assert ("storage_manager.prune.failed" in keys(found)) is not is_believed
+
+
 @pytest.mark.parametrize("brake", ["2", "40%", "0"])
 @pytest.mark.parametrize("only_plan", [False, True])
 def test_the_brake_lets_nothing_through_beyond_it(storage: Path, turns: Turns, brake: str, only_plan: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from client import Client
 from loops import SteppedClock, settings_for
 from stores import blobs, event, events, leftovers, make_store, read_entries, run_tool, write_entries
 
@@ -274,6 +275,12 @@ def test_a_doubtful_clock_purges_no_orphan_and_the_prune_goes_on(storage: Path, 
     assert "orphans: nothing was deleted: every orphan (8)" in end and "; deleted 1 session" in end
     health = run_tool("health", "--storage-dir", storage)
     assert health.returncode == 1 and "every orphan (8)" in health.stdout
+    # That prune has written metadata.json by the same clock, which says nothing about it.
+    assert cycles(ORPHANS="purge:30", MAX_STORAGE_MB="18000B")[0] == 1
+    assert blobs(storage) == set(guids) - set(guids[8:10])
+    Client(storage).delete(guids[10])  # but a client has it right
+    code, _ = cycles(ORPHANS="purge:30", MAX_STORAGE_MB="18000B")
+    assert (code, blobs(storage)) == (0, set(guids[11:]))
 
 
 # Whatever is asked for
