@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Optional
@@ -47,7 +46,7 @@ NOUNS = {
 REMEDIES = {
     **plan.REMEDIES,
     AHEAD: "compare the clocks of the hosts; `touch` it, and after 10 minutes it counts as an orphan",
-    LEFTOVER: "`check --repair` removes them; so does the next prune, but for unfinished metadata",
+    LEFTOVER: "`check --repair` removes what tells of no session any more; the next prune all but unfinished metadata",
     DRIFT: "nothing, if the service changes blobs; a blob that is too short was damaged or never finished",
 }
 
@@ -178,7 +177,7 @@ def orphan_from(blob: Anomaly) -> datetime:
 
 def _is_there(store: Store, name: str) -> bool:
     try:
-        os.stat(name, dir_fd=store.dir_fd, follow_symlinks=False)
+        store.stat(name)
     except FileNotFoundError:
         return False
     except OSError:  # it was listed; what is wrong with it, the next run tells

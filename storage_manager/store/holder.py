@@ -16,7 +16,7 @@ from storage_manager.base.errors import describe_errno, failing_as
 from storage_manager.base.process import is_alive, is_stopped
 from storage_manager.base.text import printable
 from storage_manager.base.times import from_timestamp, parse_time, utc_text
-from storage_manager.store.directory import Store
+from storage_manager.store.directory import Store, close
 from storage_manager.store.names import LOCK_NAME
 
 LARGEST_LINE = 4096
@@ -41,13 +41,13 @@ def write_holder(clock: Clock, fd: int, command: str) -> None:
 
 def holder_at_path(store: Store, clock: Clock) -> dict[str, Any]:
     try:
-        fd = _open_to_read(store)
+        fd = store.open(LOCK_NAME)
     except OSError:  # the holder is between locking and creating, or between removing and closing
         return {}
     try:
         return holder_in(fd, clock)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def holder_in(fd: int, clock: Clock) -> dict[str, Any]:
@@ -113,15 +113,13 @@ class LockState(NamedTuple):
 
 def lock_state(store: Store, clock: Clock, stale_secs: float) -> Optional[LockState]:
     """What the lock file looks like from outside; None without one. Takes no lock. Raises StoreError."""
-    with failing_as("examine", store.file(LOCK_NAME)):
-        try:
-            status = os.stat(LOCK_NAME, dir_fd=store.dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
+    status = store.status(LOCK_NAME)
+    if status is None:
+        return None
     if not stat.S_ISREG(status.st_mode):
         return LockState(Holding.UNKNOWN, "it is not a regular file", 0)
     try:
-        fd = _open_to_read(store)
+        fd = store.open(LOCK_NAME)
     except FileNotFoundError:
         return None
     except OSError as error:  # another user's; that it is there is worth telling all the same
@@ -131,8 +129,7 @@ def lock_state(store: Store, clock: Clock, stale_secs: float) -> Optional[LockSt
             line = os.pread(fd, LARGEST_LINE, 0).strip()
             age_secs = age_secs_of(fd, clock)
     finally:
-        with suppress(OSError):  # nothing was written through it
-            os.close(fd)
+        close(fd)
     holding, who = judge(line, age_secs, stale_secs, clock)
     return LockState(holding, f"{who}, last touched {age_secs:.0f} s ago", status.st_size)
 
@@ -169,7 +166,3 @@ def previous_generation_pid(line: bytes) -> Optional[str]:
 
 def age_secs_of(fd: int, clock: Clock) -> float:
     return round((clock.now() - from_timestamp(os.fstat(fd).st_mtime)).total_seconds(), 1)
-
-
-def _open_to_read(store: Store) -> int:
-    return os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=store.dir_fd)

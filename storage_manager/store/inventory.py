@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from storage_manager.base.errors import ListingIncomplete, StoreError, describe_errno, failing_as
+from storage_manager.base.errors import ListingIncomplete, describe_errno, failing_as
 from storage_manager.base.times import from_timestamp
 from storage_manager.store.directory import Store
 from storage_manager.store.entry import entry_visitor
@@ -166,12 +166,9 @@ class Inventory:
         self._sessions[:] = counting
 
     def _orphan(self, name: str, now: datetime) -> Iterator[Anomaly]:
-        try:
-            status = os.stat(name, dir_fd=self._store.dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
+        status = self._store.status(name)
+        if status is None:
             return
-        except OSError as error:
-            raise StoreError("examine", self._store.file(name), error) from error
         modified_at = from_timestamp(status.st_mtime)
         if now - modified_at < IN_FLIGHT_AGE:
             is_ahead = modified_at - now > IN_FLIGHT_AGE

@@ -60,7 +60,7 @@ class PruneLock:
         if _is_at(self._store, self._fd):
             return
         path = self._store.file(LOCK_NAME)
-        if self._guard is not None and _status_at(self._store) is None:
+        if self._guard is not None and self._store.status(LOCK_NAME) is None:
             # Deleted, as the previous generation does with a lock it finds busy. The directory's lock still
             # keeps our own kind out; go on, visible again.
             self._log.warning("storage_manager.lock_file", f"{path} was deleted while held; it is written anew")
@@ -93,7 +93,7 @@ class PruneLock:
         """Remove the lock file while it is still locked, then let go. Never fails: the next run can clean up."""
         try:
             if self._fd is not None and _is_at(self._store, self._fd):
-                os.unlink(LOCK_NAME, dir_fd=self._store.dir_fd)
+                self._store.unlink(LOCK_NAME)
         except (OSError, StoreError) as error:
             self._log.warning(
                 "storage_manager.lock_file", f"cannot remove {self._store.file(LOCK_NAME)}: {error}; the next run will"
@@ -171,7 +171,7 @@ def _try_to_acquire(store: Store, log: EventLog, clock: Clock, command: str, sta
             except LockUnavailable:
                 if created:  # the previous generation would take the mere file for a lock
                     with suppress(OSError):
-                        os.unlink(LOCK_NAME, dir_fd=store.dir_fd)
+                        store.unlink(LOCK_NAME)
                 raise
             if not locked:
                 raise _busy(store, holder_in(fd, clock))
@@ -194,8 +194,7 @@ def _let_go(lock: PruneLock) -> None:
     lock._fd = lock._guard = None
     for fd in held:
         if fd is not None:
-            with suppress(OSError):  # the kernel has let go of it all the same
-                os.close(fd)
+            close(fd)
 
 
 def _lock_directory(store: Store, clock: Clock) -> Optional[int]:
@@ -261,7 +260,7 @@ def _remedy(store: Store, error: OSError) -> str:
     if error.errno not in (errno.EACCES, errno.EPERM):
         return ""
     with suppress(StoreError):
-        if _status_at(store) is not None:
+        if store.status(LOCK_NAME) is not None:
             return "a run of another user may have left it: remove it, or run as the store's owner"
     return "run as the store's owner"
 
@@ -314,18 +313,9 @@ def _busy(store: Store, holder: dict[str, Any]) -> LockBusy:
     return LockBusy(f"another prune holds {store.file(LOCK_NAME)}: {described(holder)}", holder)
 
 
-def _status_at(store: Store) -> Optional[os.stat_result]:
-    try:
-        return os.stat(LOCK_NAME, dir_fd=store.dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError("examine", store.file(LOCK_NAME), error) from error
-
-
 def _is_at(store: Store, fd: int) -> bool:
     """Whether the lock file's name still leads to the file that is locked. Raises StoreError."""
-    status = _status_at(store)
+    status = store.status(LOCK_NAME)
     with failing_as("examine", store.file(LOCK_NAME)):
         mine = os.fstat(fd)
     return status is not None and os.path.samestat(status, mine)
