@@ -125,10 +125,10 @@ class Draft:
             pass
 
     def _date(self) -> None:
-        status = os.fstat(self._fd)
-        up_ns = -status.st_mtime_ns % _DATED_NS
+        written_ns = os.fstat(self._fd).st_mtime_ns
+        dated_ns = written_ns + -written_ns % _DATED_NS
         with suppress(OSError):  # then it looks like a client's
-            os.utime(self._fd, ns=(status.st_atime_ns, status.st_mtime_ns + up_ns))
+            os.utime(self._fd, ns=(dated_ns, dated_ns))
 
     def _take_on(self, like: Likeness) -> None:
         draft, file = self._store.file(TMP_NAME), self._store.file(METADATA_NAME)

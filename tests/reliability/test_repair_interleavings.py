@@ -37,6 +37,7 @@ from storage_manager.config import read_settings
 from storage_manager.jobs import orphans, policy, repair
 from storage_manager.jobs import prune as prune_job
 from storage_manager.jobs.progress import Progress
+from storage_manager.jobs.store_time import StoreTime
 from storage_manager.loop import housekeeper
 from storage_manager.store import commit, inventory
 from storage_manager.store.draft import Draft
@@ -88,7 +89,8 @@ def cycle(world: World, rule: str) -> int:
     names = {"MAX_STORAGE_MB": f"{test_interleavings.LIMIT}B", "ORPHANS": rule, "HISTORY_FILE": "off"}
     environ = {f"GOFR_DIG_{name}": value for name, value in names.items()}
     settings, _ = read_settings(environ, str(world.storage), None)
-    ending = housekeeper._cycle(settings, None, VirtualClock(world), LOG, False, Progress())
+    clock = VirtualClock(world)
+    ending = housekeeper._cycle(settings, None, StoreTime(clock), clock, LOG, False, Progress())
     return 0 if "would have to go, beside only" in ending.sentence else ending.exit_code
 
 
