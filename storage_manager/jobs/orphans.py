@@ -29,7 +29,7 @@ class OrphanGuard:
         clock: Clock,
         reading: Optional[Reading],
         orphans: Iterable[Session],
-        waiting: Collection[str] = (),
+        waiting: Collection[str],
     ) -> None:
         """`reading` is what the orphans had no entry in; None where there was no metadata.json. The entries of those
         that are `waiting` may be put back yet.

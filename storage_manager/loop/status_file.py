@@ -15,7 +15,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def replace_file(path: str, data: bytes, mode: int = 0o644) -> None:
+def replace_file(path: str, data: bytes) -> None:
     """Put `data` in the place of `path`: a reader sees the old content or the new one, nothing in between.
 
     A symlink at `path` is replaced, not followed; what is neither that nor a regular file is left alone. Several
@@ -36,7 +36,7 @@ def replace_file(path: str, data: bytes, mode: int = 0o644) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
-            os.fchmod(fd, mode)  # whatever the umask says: a probe or a collector may be another user
+            os.fchmod(fd, 0o644)  # whatever the umask says: a probe or a collector may be another user
         finally:
             os.close(fd)
         os.replace(draft, path)

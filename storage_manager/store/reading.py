@@ -78,9 +78,7 @@ class Reading:
         self.close()
 
 
-def read_stable(
-    store: Store, patience: Patience, read: Callable[[bytes], Parsed], name: str = METADATA_NAME
-) -> Optional[tuple[Reading, Parsed]]:
+def read_stable(store: Store, patience: Patience, read: Callable[[bytes], Parsed]) -> Optional[tuple[Reading, Parsed]]:
     """Read metadata.json when it is whole, retrying while it is torn; None when there is none.
 
     Guarantees that the bytes were in the file all at one time, and are one complete JSON object. Raises
@@ -92,28 +90,28 @@ def read_stable(
     before: Optional[os.stat_result] = None
     while True:
         try:
-            return _attempt(store, name, read, rejected)
+            return _attempt(store, read, rejected)
         except _Rejected as error:
             rejected = error.identity, str(error)
             problem = str(error)
         except NotJson as error:
             problem = str(error)
         if patience.exhausted():
-            raise _unreadable(store, name, problem, before)
-        now = store.status(name)
+            raise _unreadable(store, problem, before)
+        now = store.status(METADATA_NAME)
         before = before or now
         patience.pause(pauses.next(now))
 
 
-def _unreadable(store: Store, name: str, problem: str, before: Optional[os.stat_result]) -> MetadataTorn:
+def _unreadable(store: Store, problem: str, before: Optional[os.stat_result]) -> MetadataTorn:
     """Why patience has ended: `before` is what the file was when it began."""
-    if before is not None and not is_named(store, name, before):
+    if before is not None and not is_named(store, METADATA_NAME, before):
         return MetadataBusy(
-            f"{store.file(name)} was written again and again, and never whole ({problem})",
+            f"{store.file(METADATA_NAME)} was written again and again, and never whole ({problem})",
             "Try again when the service is less busy",
         )
     return MetadataTorn(
-        f"{store.file(name)} is not readable as JSON ({problem})",
+        f"{store.file(METADATA_NAME)} is not readable as JSON ({problem})",
         "Unless a client is still writing it: stop the service, repair the file or restore it from a backup, and "
         "start again",
     )
@@ -133,21 +131,21 @@ class _Rejected(NotJson):
 
 
 def _attempt(
-    store: Store, name: str, read: Callable[[bytes], Parsed], rejected: Optional[tuple[Identity, str]]
+    store: Store, read: Callable[[bytes], Parsed], rejected: Optional[tuple[Identity, str]]
 ) -> Optional[tuple[Reading, Parsed]]:
     """One stable read. Raises NotJson when this was not the moment, and else like read_stable()."""
-    fd = _open(store, name)
+    fd = _open(store)
     if fd is None:
         return None
     try:
-        status = _regular(store, name, fd)
+        status = _regular(store, fd)
         if rejected is not None and rejected[0] == _identity(status):
             raise _Rejected(*rejected)  # the same bytes parse no better the second time
-        data = _read_whole(store, name, fd, status)
-        if not is_named(store, name, status):
+        data = _read_whole(store, METADATA_NAME, fd, status)
+        if not is_named(store, METADATA_NAME, status):
             raise NotJson("it is being replaced")
         try:
-            return Reading(store.file(name), fd, status, data), read(data)
+            return Reading(store.file(METADATA_NAME), fd, status, data), read(data)
         except NotJson as error:
             raise _Rejected(_identity(status), str(error)) from error
     except BaseException:
@@ -196,21 +194,23 @@ def _identity(status: os.stat_result) -> Identity:
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _open(store: Store, name: str) -> Optional[int]:
-    with failing_as("read", store.file(name)):
+def _open(store: Store) -> Optional[int]:
+    with failing_as("read", store.file(METADATA_NAME)):
         try:
-            return store.open(name)
+            return store.open(METADATA_NAME)
         except FileNotFoundError:
             return None
 
 
-def _regular(store: Store, name: str, fd: int) -> os.stat_result:
-    with failing_as("examine", store.file(name)):
+def _regular(store: Store, fd: int) -> os.stat_result:
+    with failing_as("examine", store.file(METADATA_NAME)):
         status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        raise MetadataCorrupt(f"{store.file(name)} is not a regular file", "Put the real one in its place")
+        raise MetadataCorrupt(f"{store.file(METADATA_NAME)} is not a regular file", "Put the real one in its place")
     if status.st_size > LARGEST_BYTES:
-        raise MetadataCorrupt(f"{store.file(name)} is too large to be real ({status.st_size} bytes)", "Look at it")
+        raise MetadataCorrupt(
+            f"{store.file(METADATA_NAME)} is too large to be real ({status.st_size} bytes)", "Look at it"
+        )
     return status
 
 

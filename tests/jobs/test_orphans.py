@@ -91,7 +91,7 @@ def guarded(store: Store) -> tuple[OrphanGuard, list[Session]]:
     _, reading = survey(store, Clock(), LOG)
     if reading is not None:
         reading.close()
-    return OrphanGuard(store, Clock(), reading, orphans), orphans
+    return OrphanGuard(store, Clock(), reading, orphans, ()), orphans
 
 
 def test_an_orphan_that_nobody_touches_stays_one(store: Store) -> None:
