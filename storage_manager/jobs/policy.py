@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 
 from storage_manager.base.quantity import Share
 from storage_manager.jobs.plan import Deleted, Keep, Plan
-from storage_manager.store.snapshot import AFTER_EVERY_GUID, FUTURE, ORPHAN, UNREADABLE, Session, Snapshot
+from storage_manager.store.snapshot import AFTER_EVERY_GUID, FUTURE, ORPHAN, QUIET_AGE, UNREADABLE, Session, Snapshot
 
 
 class PruneLimits(NamedTuple):
@@ -134,8 +134,6 @@ def _are_few(count: int, entry_count: int) -> bool:
 
 # So few sessions may all be old, or have been saved again, by chance.
 HANDFUL = 5
-# A store at work shows a later time than this.
-QUIET_DAYS = 1.0
 
 
 def held_back(plan: Plan, most: Optional[Share], session_count: int) -> bool:
@@ -151,16 +149,7 @@ def clock_is_doubtful(plan: Plan, age_days: float, now: datetime, latest: Option
     is_all = all(session.created_at > now for keep in plan.kept for session in keep.sessions)
     if latest is None or not is_all or len(plan.victims) <= HANDFUL:
         return False
-    return (now - latest).total_seconds() > max(age_days, QUIET_DAYS) * 86_400
-
-
-def latest_moment(snapshot: Snapshot, now: datetime, others: Sequence[datetime]) -> Optional[datetime]:
-    """The latest moment up to now that a store shows: of a session, an orphan, or one of `others`."""
-    moments = [*others, *(anomaly.modified_at for anomaly in snapshot.anomalies if anomaly.modified_at)]
-    known = snapshot.sessions[: _count_aged(snapshot.sessions, now, days=0)]
-    if known:
-        moments.append(known[-1].created_at)
-    return max((moment for moment in moments if moment <= now), default=None)
+    return (now - latest).total_seconds() > max(age_days * 86_400, QUIET_AGE.total_seconds())
 
 
 def plan_purge(snapshot: Snapshot, age_days: float, group: Optional[str], now: datetime) -> Plan:

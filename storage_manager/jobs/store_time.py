@@ -11,8 +11,8 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import ClockDoubtful
 from storage_manager.base.times import from_timestamp, utc_text
 from storage_manager.jobs.plan import Plan
-from storage_manager.jobs.policy import clock_is_doubtful, latest_moment
-from storage_manager.store.draft import is_dated_by_us
+from storage_manager.jobs.policy import clock_is_doubtful
+from storage_manager.store.draft import vouches
 from storage_manager.store.names import METADATA_NAME
 from storage_manager.store.snapshot import Snapshot
 
@@ -20,8 +20,8 @@ from storage_manager.store.snapshot import Snapshot
 class StoreTime:
     """The latest moment that a store has shown; a loop remembers it, and the time that has passed since.
 
-    So a loop does not doubt a clock that was right when the service was last at work. What the tool itself writes shows
-    nothing: it would vouch for the very clock that is in question.
+    So a loop does not doubt a clock that was right when the service was last at work. What the tool itself writes by a
+    clock in question shows nothing.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -44,21 +44,22 @@ class StoreTime:
 
     def _latest(self, snapshot: Snapshot, storage_dir: str, now: datetime) -> Optional[datetime]:
         monotonic_secs = self._clock.monotonic()
-        moments = _client_modified(storage_dir)
+        moments = _modified(storage_dir)
         if self._shown is not None:
             moment, shown_secs = self._shown
             gone = timedelta(seconds=max(0.0, monotonic_secs - shown_secs))
             moments.append(now if now - moment <= gone else moment + gone)
-        latest = latest_moment(snapshot, now, moments)
+        latest = snapshot.latest(now, moments)
         if latest is not None:
             self._shown = latest, monotonic_secs
         return latest
 
 
-def _client_modified(storage_dir: str) -> list[datetime]:
-    """When a client last wrote metadata.json. The directory's time says nothing: our own lock file changes it."""
+def _modified(storage_dir: str) -> list[datetime]:
+    """When metadata.json was last written, unless by a clock in question. The directory's time says nothing: our own
+    lock file changes it."""
     with suppress(OSError):
         status = os.lstat(os.path.join(storage_dir, METADATA_NAME))
-        if not is_dated_by_us(status):
+        if vouches(status):
             return [from_timestamp(status.st_mtime)]
     return []

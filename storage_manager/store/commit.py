@@ -79,6 +79,8 @@ class Committer:
         """What is left of it for this run."""
         self._give_up: Optional[Patience] = None
         """Of the put_back() under way; None: what is committed is a removal."""
+        self.vouches = False
+        """Whether the store has shown that the clock is right, by which metadata.json is written."""
 
     def prepare(self, reading: Reading, blob_name: Optional[str] = None) -> None:
         """Make sure, before the first deletion, that a commit will be possible.
@@ -162,7 +164,7 @@ class Committer:
             # 2. The next file, durably, before anything leads to it.
             draft = self._draft_like(reading)
             try:
-                draft.write(document.rendered(edit.drop, edit.replace, edit.add))
+                draft.write(document.rendered(edit.drop, edit.replace, edit.add), self.vouches)
             except BaseException:
                 # After a failed fsync the kernel takes the lost pages for clean: only a new file can be trusted.
                 self.close()

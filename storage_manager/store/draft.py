@@ -17,13 +17,16 @@ from storage_manager.store.names import METADATA_NAME, TMP_NAME
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK_BYTES = 1 << 20
 
-# What we write is dated to a full millisecond, rounded up. What a client writes is not, but for one time in a million.
-_DATED_NS = 1_000_000
+# What vouches for no clock is dated to a full millisecond, rounded up. A client's write is not, but one in a million.
+_MARK_NS = 1_000_000
 
 
-def is_dated_by_us(status: os.stat_result) -> bool:
-    """Whether metadata.json is as a commit has left it; also on file systems whose times are as coarse as that."""
-    return status.st_mtime_ns % _DATED_NS == 0
+def vouches(status: os.stat_result) -> bool:
+    """Whether the time of metadata.json was right when it was written, as far as that can be told.
+
+    False also on file systems whose times are no finer than the mark.
+    """
+    return status.st_mtime_ns % _MARK_NS != 0
 
 
 class Draft:
@@ -46,8 +49,10 @@ class Draft:
             self.discard()
             raise
 
-    def write(self, chunks: Iterable[bytes]) -> None:
+    def write(self, chunks: Iterable[bytes], vouches: bool = False) -> None:
         """Make `chunks` the whole content, durably. Raises StoreError.
+
+        Its time `vouches` for the clock if that is known to be right.
 
         Only what differs from an earlier attempt is written, so that a second attempt, with an entry more at
         the end, is quick enough to fit between two of a busy client's writes.
@@ -61,7 +66,8 @@ class Draft:
                     write_all(self._fd, chunk, offset)
                 offset += len(chunk)
             os.ftruncate(self._fd, offset)
-            self._date()
+            if not vouches:
+                self._mark()
             os.fsync(self._fd)
 
     def try_size(self, size_bytes: int) -> None:
@@ -124,11 +130,11 @@ class Draft:
         except OSError:  # then this file system is one where the prune lock cannot have been taken either
             pass
 
-    def _date(self) -> None:
+    def _mark(self) -> None:
         written_ns = os.fstat(self._fd).st_mtime_ns
-        dated_ns = written_ns + -written_ns % _DATED_NS
+        marked_ns = written_ns + -written_ns % _MARK_NS
         with suppress(OSError):  # then it looks like a client's
-            os.utime(self._fd, ns=(dated_ns, dated_ns))
+            os.utime(self._fd, ns=(marked_ns, marked_ns))
 
     def _take_on(self, like: Likeness) -> None:
         draft, file = self._store.file(TMP_NAME), self._store.file(METADATA_NAME)

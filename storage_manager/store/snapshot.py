@@ -33,6 +33,9 @@ ANOMALY_KINDS = tuple(ANOMALY_NOUNS)
 # Clocks of hosts that share a store differ by less.
 FUTURE_AGE = timedelta(minutes=10)
 
+# A store at work shows a later time than this.
+QUIET_AGE = timedelta(days=1)
+
 
 # A guid is hexadecimal in either case: of sessions created at the same moment, all sort before this.
 AFTER_EVERY_GUID = "g"
@@ -98,6 +101,14 @@ class Snapshot(NamedTuple):
         except OverflowError:  # at the end of the calendar nothing is ahead
             return self._replace(future=())
         return self._replace(future=self.sessions[bisect_right(self.sessions, (latest, AFTER_EVERY_GUID)) :])
+
+    def latest(self, now: datetime, others: Sequence[datetime]) -> Optional[datetime]:
+        """The latest moment up to now that the store shows: of a session, an orphan, or one of `others`."""
+        moments = [*others, *(anomaly.modified_at for anomaly in self.anomalies if anomaly.modified_at)]
+        count = bisect_right(self.sessions, (now, AFTER_EVERY_GUID))
+        if count:
+            moments.append(self.sessions[count - 1].created_at)
+        return max((moment for moment in moments if moment <= now), default=None)
 
     def scoped(self, group: Optional[str]) -> Snapshot:
         """The store as a command with `--group` sees it: that group's sessions alone."""

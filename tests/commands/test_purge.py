@@ -19,6 +19,8 @@ from client import Client
 from loops import Running, signals_as_usual
 from stores import blobs, clean_environment, command, event, events, leftovers, make_store, read_entries, run_tool
 
+from storage_manager.jobs.policy import HANDFUL
+
 DAY_SECS = 86_400
 
 
@@ -467,6 +469,20 @@ def test_a_clock_far_ahead_of_the_store_deletes_not_everything_without_yes(
     assert purge(storage, *options, "--dry-run").returncode == 0
     assert purge(storage, *options, "--yes").returncode == 0
     assert left(storage) == set()
+
+
+@pytest.mark.parametrize("is_in_use", [True, False])
+def test_what_a_run_writes_vouches_for_a_clock_only_if_the_store_did_before(storage: Path, is_in_use: bool) -> None:
+    guids = age_store(storage, 10, 40)
+    if is_in_use:
+        Client(storage).write(read_entries(storage))
+    most = sum(path.stat().st_size for path in storage.glob("*-*.*")) - 1
+    for size in (most, most - 10):
+        assert run_tool("--storage-dir", storage, "prune-size", "--max-mb", f"{size}B").returncode == 0
+    stay = left(storage)
+    assert HANDFUL < len(stay) < len(guids)
+    assert purge(storage).returncode == (0 if is_in_use else 1)
+    assert left(storage) == (set() if is_in_use else stay)
 
 
 def test_orphans_are_not_all_purged_by_such_a_clock_either(storage: Path) -> None:
