@@ -24,10 +24,11 @@ from storage_manager.base.errors import (
     errno_name,
 )
 from storage_manager.base.log import EventLog
+from storage_manager.base.times import from_timestamp
 from storage_manager.store.aside import copy_aside, link_previous, unlink_previous
 from storage_manager.store.directory import Store, close
 from storage_manager.store.document import Document, Fingerprint, parse, reparse
-from storage_manager.store.draft import DISK_FULL, Draft
+from storage_manager.store.draft import DISK_FULL, Draft, vouches
 from storage_manager.store.edit import Edit, Editor, merge
 from storage_manager.store.likeness import likeness_of_blob, likeness_of_metadata
 from storage_manager.store.names import METADATA_NAME, MOST_PREVIOUS
@@ -39,6 +40,7 @@ from storage_manager.store.reading import (
     read_descriptor,
     read_stable,
 )
+from storage_manager.store.snapshot import QUIET_AGE
 
 # How long to go on trying when the client changes the file under every attempt. An attempt has to fit into a moment in
 # which the client does not write: when it saves without a pause, that is while it reads. A save takes it 100 ns a byte.
@@ -79,8 +81,6 @@ class Committer:
         """What is left of it for this run."""
         self._give_up: Optional[Patience] = None
         """Of the put_back() under way; None: what is committed is a removal."""
-        self.vouches = False
-        """Whether the store has shown that the clock is right, by which metadata.json is written."""
 
     def prepare(self, reading: Reading, blob_name: Optional[str] = None) -> None:
         """Make sure, before the first deletion, that a commit will be possible.
@@ -164,7 +164,8 @@ class Committer:
             # 2. The next file, durably, before anything leads to it.
             draft = self._draft_like(reading)
             try:
-                draft.write(document.rendered(edit.drop, edit.replace, edit.add), self.vouches)
+                text = document.rendered(edit.drop, edit.replace, edit.add)
+                draft.write(text, self._is_recent(reading.status))
             except BaseException:
                 # After a failed fsync the kernel takes the lost pages for clean: only a new file can be trusted.
                 self.close()
@@ -201,6 +202,10 @@ class Committer:
             if done:
                 return True, document.fingerprint(without=changed.union(edit.drop))
             return False, document.fingerprint(without=changed, is_current=True)
+
+    def _is_recent(self, replaced: os.stat_result) -> bool:
+        """Whether the file that is replaced shows that the clock is right, by which the new one is dated."""
+        return vouches(replaced) and self.clock.now() - from_timestamp(replaced.st_mtime) <= QUIET_AGE
 
     def _doubt(self, reading: Reading, document: Document, previous: Optional[str]) -> None:
         """The rename did not happen, or its failure is all we know.

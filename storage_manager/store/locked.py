@@ -19,18 +19,17 @@ from storage_manager.base.errors import (
 )
 from storage_manager.base.log import EventLog
 from storage_manager.base.quantity import counted
-from storage_manager.base.times import from_timestamp
 from storage_manager.store.aside import told_by
 from storage_manager.store.commit import COMMIT_PATIENCE_SECS, COMMIT_PATIENCE_SECS_PER_BYTE, Committer
 from storage_manager.store.directory import Store, open_store
 from storage_manager.store.document import Fingerprint, parse
-from storage_manager.store.draft import DISK_FULL, vouches
+from storage_manager.store.draft import DISK_FULL
 from storage_manager.store.edit import Removal
 from storage_manager.store.lock import PruneLock, acquire_lock
 from storage_manager.store.names import METADATA_NAME, MOST_PREVIOUS, previous_names
 from storage_manager.store.reading import Reading
 from storage_manager.store.recovery import add_entries, recover, recover_torn
-from storage_manager.store.snapshot import QUIET_AGE, Snapshot
+from storage_manager.store.snapshot import Snapshot
 from storage_manager.store.survey import survey
 
 Tell = Callable[[Collection[str]], None]
@@ -74,11 +73,6 @@ class LockedStore:
         except BaseException:
             _close(reading)
             raise
-        now, written = self._clock.now(), []
-        if reading is not None and vouches(reading.status):
-            written = [from_timestamp(reading.status.st_mtime)]
-        latest = snapshot.latest(now, written)
-        self._committer.vouches = latest is not None and now - latest <= QUIET_AGE
         return snapshot, reading
 
     def waiting_guids(self) -> set[str]:
