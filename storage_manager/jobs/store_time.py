@@ -21,7 +21,7 @@ class StoreTime:
     """The latest moment that a store has shown; a loop remembers it, and the time that has passed since.
 
     So a loop does not doubt a clock that was right when the service was last at work. What the tool itself writes by a
-    clock in question shows nothing.
+    clock in question shows nothing. Not guaranteed: that a wrong clock is found out by which the service saves, too.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -38,8 +38,8 @@ class StoreTime:
         if latest is not None and clock_is_doubtful(plan, age_days, now, latest):
             raise ClockDoubtful(
                 f"nothing was deleted: every {plan.noun} ({len(plan.victims):,}) would go, but this clock says "
-                f"{utc_text(now)[:19]} UTC, and the latest that the store shows is {utc_text(latest)[:19]} UTC. "
-                f"Correct the clock; if it is right, and nobody has used the store since, {if_right}"
+                f"{utc_text(now)[:19]} UTC, and by what the store has shown it is {utc_text(latest)[:19]} UTC or "
+                f"later. Correct the clock; if it is right, and nobody has used the store since, {if_right}"
             )
 
     def _latest(self, snapshot: Snapshot, storage_dir: str, now: datetime) -> Optional[datetime]:

@@ -133,7 +133,7 @@ class Draft:
     def _mark(self) -> None:
         written_ns = os.fstat(self._fd).st_mtime_ns
         marked_ns = written_ns + -written_ns % _MARK_NS
-        with suppress(OSError):  # then it looks like a client's
+        with suppress(OSError):  # then it looks like a client's, as before there were marks
             os.utime(self._fd, ns=(marked_ns, marked_ns))
 
     def _take_on(self, like: Likeness) -> None:
