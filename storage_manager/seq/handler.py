@@ -181,6 +181,7 @@ class SeqHandler(logging.Handler):
         """Wait for a batch and ship it. False: that was the last one."""
         with self._changed:
             self._wait_for_batch()
+            is_last_try = self._closing  # an attempt that the end found under way was not the one that the end has
             lines = self._backlog.take()
             self._in_flight_count = len(lines)
         if not lines:
@@ -199,7 +200,7 @@ class SeqHandler(logging.Handler):
         self._events.rejected(delivery.rejected, delivery.rejected_reason)
         if left:
             self._fail(delivery.answer)
-        return not (left and self._closing)
+        return not (left and is_last_try)
 
     def _wait_for_batch(self) -> None:
         """Return when there is something to ship and its time has come, or when closing, with whatever there is."""

@@ -583,6 +583,20 @@ def test_a_server_that_came_back_gets_all_at_the_end(
     assert [item["event"] for item in shipping.told()][-1] == "storage_manager.seq.recovered"
 
 
+def test_a_server_that_comes_back_while_the_end_begins_gets_all(ship: Callable[..., Shipping]) -> None:
+    def go_down_at_the_end(server: SeqServer, exchange: Exchange, request: Request) -> None:
+        wait_until(lambda: shipping.handler._closing)
+        exchange.reset()
+
+    with seq_server.seq_server(seq_server.first(1, go_down_at_the_end)) as server:
+        shipping = ship(server.url)
+        shipping.emit(3)
+        server.wait_for(lambda: server.requests)
+        shipping.close()
+    assert numbers(server) == [0, 1, 2]
+    assert shipping.told("dropped") == []
+
+
 def test_a_port_that_nobody_listens_on_does_not_delay_the_end(ship: Callable[..., Shipping]) -> None:
     shipping = ship(f"http://127.0.0.1:{seq_server.free_port()}")
     shipping.emit(5)
