@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from storage_manager import __version__  # noqa: E402
 from storage_manager.base.errors import EXIT_CODES  # noqa: E402
-from storage_manager.grammar import build_parser, outlines  # noqa: E402
+from storage_manager.grammar import outlines  # noqa: E402
 
 VARIABLE = re.compile(r"^\| `([A-Z_]+)` \|(.*?)\| (.+) \|$", re.MULTILINE)
 LINK = re.compile(r"\[([^]]+)\]\([^)]+\)")
@@ -31,7 +31,7 @@ def main():
 
 
 def manual():
-    tool, *commands = outlines(build_parser())
+    tool, *commands = outlines()
     yield f'.TH STORAGE_MANAGER 1 "" "storage_manager {__version__}" "User Commands"'
     yield from (".nh", ".ad l")
     yield from (".SH NAME", f"{tool.prog} \\- {text(tool.help)}")

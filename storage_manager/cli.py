@@ -45,7 +45,7 @@ from storage_manager.config import (
     report_fallbacks,
     shown_variables,
 )
-from storage_manager.grammar import WrongUsage, build_parser, explain
+from storage_manager.grammar import WrongUsage, parse
 
 if TYPE_CHECKING:
     from storage_manager.loop.env_file import EnvFile  # few runs have one
@@ -79,12 +79,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _main(arguments: list[str], clock: Clock) -> int:
-    parser = build_parser()
-    parser.variables = lambda: shown_variables(os.environ)
     try:
-        args = parser.parse_args(arguments)
+        args = parse(arguments, lambda: shown_variables(os.environ))
     except WrongUsage as wrong:
-        return _wrong_usage(explain(wrong, parser, arguments))
+        return _wrong_usage(wrong)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
 

@@ -324,7 +324,7 @@ class _Parser(argparse.ArgumentParser):
         # `help` is one screen. `--help` of the tool is all there is to say.
         is_tool = self.get_default("chosen") is _TOOL
         about = with_values(_outline(self), self.variables())
-        return page(about, outlines(self)[1:] if is_tool else [], columns, inf if is_tool else rows) + "\n"
+        return page(about, outlines()[1:] if is_tool else [], columns, inf if is_tool else rows) + "\n"
 
     def _print_message(self, message: str, file: object = None) -> None:
         """Help and version, to a reader that may have gone away."""
@@ -346,8 +346,26 @@ class WrongUsage(Exception):
         super().__init__(message)
 
 
-def build_parser() -> _Parser:
-    """The grammar. Global options are taken before and after the subcommand."""
+def parse(arguments: list[str], variables: Callable[[], Mapping[str, str]]) -> argparse.Namespace:
+    """The command line as its command takes it; `variables` are for help, see _Parser.
+
+    Raises WrongUsage, with what was probably meant, and SystemExit after --help and --version.
+    """
+    try:
+        # A grammar costs a start as much as argparse itself: only what is named here can be what is asked for.
+        parser = build_parser(tuple(command for command in COMMANDS if command.name in arguments))
+        parser.variables = variables
+        return parser.parse_args(arguments)
+    except WrongUsage:
+        parser = build_parser()
+    try:
+        return parser.parse_args(arguments)
+    except WrongUsage as wrong:
+        raise _explained(wrong, parser, arguments) from None
+
+
+def build_parser(commands: tuple[Command, ...] = COMMANDS) -> _Parser:
+    """The grammar of these commands. Global options are taken before and after the subcommand."""
     parser = _Parser(prog="storage_manager", allow_abbrev=False, add_help=False)
     parser.set_defaults(chosen=_TOOL)
     everywhere = parser.add_argument_group(_EVERYWHERE)
@@ -360,18 +378,19 @@ def build_parser() -> _Parser:
         return parser.variables()
 
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in COMMANDS:
+    for command in commands:
         subparser = subparsers.add_parser(command.name, allow_abbrev=False, add_help=False)
         subparser.variables = variables
         command.add_options(subparser)
         # Without a default of its own: it must not overwrite what was given before the command.
         _add_global_options(subparser.add_argument_group(_EVERYWHERE), argparse.SUPPRESS)
-        subparser.set_defaults(chosen=command, outlines=lambda: outlines(parser), variables=variables)
+        subparser.set_defaults(chosen=command, outlines=outlines, variables=variables)
     return parser
 
 
-def outlines(parser: argparse.ArgumentParser) -> list[Outline]:
+def outlines() -> list[Outline]:
     """What help and completion read, of the whole grammar: the tool itself comes first."""
+    parser = build_parser()
     return [_outline(parser), *map(_outline, _subparsers(parser).values())]
 
 
@@ -390,11 +409,11 @@ def _outline(parser: argparse.ArgumentParser) -> Outline:
     return Outline(parser.prog, command.name, command.help, own, everywhere, command.examples, command.note)
 
 
-def explain(wrong: WrongUsage, parser: argparse.ArgumentParser, arguments: list[str]) -> WrongUsage:
+def _explained(wrong: WrongUsage, parser: argparse.ArgumentParser, arguments: list[str]) -> WrongUsage:
     """The same for people: what was probably meant, and with the usage of the command that was meant."""
     from storage_manager.usage.suggestion import find_slip
 
-    slip = find_slip(outlines(parser), arguments)
+    slip = find_slip(outlines(), arguments)
     parsers = {"": parser, **_subparsers(parser)}
     return WrongUsage(parsers[slip.command], slip.message or str(wrong), parsers[slip.shown])
 

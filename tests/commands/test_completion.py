@@ -9,9 +9,9 @@ import pytest
 from shells import Shell
 from stores import run_tool
 
-from storage_manager.grammar import build_parser, outlines
+from storage_manager.grammar import outlines
 
-TOOL, *COMMANDS = outlines(build_parser())
+TOOL, *COMMANDS = outlines()
 
 
 @pytest.fixture(scope="module", params=["bash", "zsh", "fish"])

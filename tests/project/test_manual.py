@@ -15,7 +15,7 @@ from stores import ROOT, clean_environment
 from storage_manager import __version__
 from storage_manager.base.errors import EXIT_CODES
 from storage_manager.config import DEFAULT_PREFIX, NAMES
-from storage_manager.grammar import build_parser, outlines
+from storage_manager.grammar import outlines
 
 
 def build(output: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +48,7 @@ def test_man_shows_all_of_it_and_warns_of_nothing(manual: Path) -> None:
         pytest.skip("this man shows no pages")
     shown = re.sub(".\b", "", done.stdout)
     assert f"storage_manager {__version__}" in shown
-    for outline in outlines(build_parser()):
+    for outline in outlines():
         assert re.search(rf"^ +{outline.name}$", shown, re.MULTILINE) or not outline.name
         for option in outline.options:
             assert re.search(rf"^ +{re.escape(option.heading)}( |$)", shown, re.MULTILINE), option

@@ -38,7 +38,7 @@ from damage import (
 )
 from stores import IMPORT_ALL, clean_environment, make_store, read_entries
 
-from storage_manager import cli
+from storage_manager import cli, grammar
 from storage_manager.base.clock import Clock
 from storage_manager.jobs import orphans
 from storage_manager.store import commit, document, locked, reading, recovery, survey
@@ -369,7 +369,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
         for name in [name for name in vars(module) if name.endswith("PATIENCE_SECS")]:
             monkeypatch.setattr(module, name, 0.0)
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # and the machine does not die
-    monkeypatch.setattr(cli, "build_parser", functools.lru_cache(maxsize=None)(cli.build_parser))
+    monkeypatch.setattr(grammar, "build_parser", functools.lru_cache(maxsize=None)(grammar.build_parser))
 
     def run(storage: bytes, command: Command, log_format: str) -> Result:
         with monkeypatch.context() as patch:

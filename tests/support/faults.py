@@ -5,6 +5,7 @@ from __future__ import annotations
 import _pyio
 import builtins
 import fcntl
+import functools
 import gc
 import json
 import os
@@ -21,7 +22,7 @@ import pytest
 from client import Client
 from stores import blobs, leftovers, make_store, read_entries
 
-from storage_manager import cli
+from storage_manager import cli, grammar
 from storage_manager.base.clock import Clock
 from storage_manager.store import holder
 
@@ -205,8 +206,7 @@ def room(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
     """No waiting, and the same command line parser each time: thousands of runs need not make a new one."""
-    parser = cli.build_parser()
-    monkeypatch.setattr(cli, "build_parser", lambda: parser)
+    monkeypatch.setattr(grammar, "build_parser", functools.lru_cache(maxsize=None)(grammar.build_parser))
     return Pauses(monkeypatch)
 
 

@@ -129,7 +129,7 @@ for module in pkgutil.walk_packages(storage_manager.__path__, "storage_manager."
 AS_NOBODY = f"""
 import os, sys
 {IMPORT_ALL}
-storage_manager.cli.build_parser().format_help()  # for which argparse imports more
+storage_manager.grammar.build_parser().format_help()  # for which argparse imports more
 # From here on the program and Python's own library may be out of reach.
 os.chdir(sys.argv[1])
 os.setgroups([])

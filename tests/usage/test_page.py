@@ -12,13 +12,13 @@ import pytest
 from stores import ROOT, clean_environment, command, make_store, run_tool
 
 from storage_manager.config import DEFAULT_PREFIX, NAMES
-from storage_manager.grammar import COMMANDS, build_parser, outlines
+from storage_manager.grammar import COMMANDS, outlines
 from storage_manager.usage.outline import Outline, read_options
 from storage_manager.usage.page import page, synopsis
 
 NAMES_OF_COMMANDS = [each.name for each in COMMANDS]
 EXAMPLES = [(each, example) for each in COMMANDS for example in each.examples]
-TOOL, *_ = OUTLINES = outlines(build_parser())
+TOOL, *_ = OUTLINES = outlines()
 
 each_command = pytest.mark.parametrize("name", NAMES_OF_COMMANDS)
 
