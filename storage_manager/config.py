@@ -56,11 +56,11 @@ _LIMIT_WORDS = ("MAX", "MAXIMUM", "LIMIT", "QUOTA", "SIZE")
 _STORE_WORDS = ("STORAGE", "STORE")
 _UNIT_WORDS = ("B", "BYTES", "KB", "KIB", "M", "MB", "MIB", "G", "GB", "GIB", "TB", "TIB")
 
-# A value in quotes, which docker's --env-file keeps; then perhaps a comment.
-_QUOTED = re.compile(r"""(?:"([^"]*)"|'([^']*)')(?:\s+#.*)?""", re.DOTALL)
-_COMMENTED = re.compile(r"([^#\s].*?)\s+#.*", re.DOTALL)
+# A value in quotes, which docker's --env-file keeps; then perhaps a comment. Few runs have to compile this.
+_QUOTED = r"""(?s)(?:"([^"]*)"|'([^']*)')(?:\s+#.*)?"""
+_COMMENTED = r"(?s)([^#\s].*?)\s+#.*"
 
-_DEFAULT_HEARTBEAT = re.compile(r"(storage_manager-\d+-)[0-9a-f]{8}\.heartbeat", re.ASCII)
+_DEFAULT_HEARTBEAT = r"(?a)(storage_manager-\d+-)[0-9a-f]{8}\.heartbeat"
 
 # What stands for a limit that is not set.
 NONE = "none"
@@ -277,10 +277,10 @@ def default_file(directory: str, storage_dir: str, kind: str) -> str:
 def heartbeats_beside(path: str) -> list[str]:
     """The heartbeats of this user's loops on other stores, where `path` is a default one. Raises OSError."""
     directory, name = os.path.split(path)
-    default = _DEFAULT_HEARTBEAT.fullmatch(name)
+    default = re.fullmatch(_DEFAULT_HEARTBEAT, name)
     if default is None:
         return []
-    others = (other for other in os.listdir(directory) if other != name and _DEFAULT_HEARTBEAT.fullmatch(other))
+    others = (other for other in os.listdir(directory) if other != name and re.fullmatch(_DEFAULT_HEARTBEAT, other))
     return [os.path.join(directory, other) for other in others if other.startswith(default.group(1))]
 
 
@@ -483,12 +483,12 @@ def _watchdog_secs(environ: Mapping[str, str]) -> Optional[float]:
 
 def _bare(text: Optional[str]) -> Optional[str]:
     """A value without the quotes and the comment that some readers of environment files leave in it."""
-    if text is None:
-        return None
-    quoted = _QUOTED.fullmatch(text)
+    if text is None or not (text[:1] in "\"'" or "#" in text):
+        return text
+    quoted = re.fullmatch(_QUOTED, text)
     if quoted is not None:
         return (quoted.group(1) or quoted.group(2) or "").strip() or None
-    commented = _COMMENTED.fullmatch(text)
+    commented = re.fullmatch(_COMMENTED, text)
     return text if commented is None else commented.group(1)
 
 

@@ -8,12 +8,12 @@ from typing import Any, Optional, Union
 
 from storage_manager.base.quantity import parse_duration_secs
 
-_ISO_TIME = re.compile(
-    r"(\d{4})-?(\d\d)-?(\d\d)"
+# Compiled where it is first needed, for that takes a while: what the client writes is read without it.
+_ISO_TIME = (
+    r"(?a)(\d{4})-?(\d\d)-?(\d\d)"
     r"(?:[Tt ](\d\d):?(\d\d)(?::?(\d\d)(?:[.,](\d+))?)?"
-    r" ?(?:([Zz])|([+-])(\d\d):?(\d\d)?(?::?(\d\d))?)?)?",
-    re.ASCII,
-).fullmatch
+    r" ?(?:([Zz])|([+-])(\d\d):?(\d\d)?(?::?(\d\d))?)?)?"
+)
 
 
 def parse_time(text: Any) -> Optional[datetime]:
@@ -42,7 +42,7 @@ def parse_time(text: Any) -> Optional[datetime]:
 
 
 def _parse_iso(text: str) -> Optional[datetime]:
-    match = _ISO_TIME(text.strip())
+    match = re.fullmatch(_ISO_TIME, text.strip())
     if match is None:
         return None
     year, month, day, hour, minute, second, fraction, _, sign, *offset = match.groups()
