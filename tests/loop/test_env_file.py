@@ -38,7 +38,7 @@ def write(path: Path, *lines: str, text: str | None = None) -> None:
 
 
 def env_file(path: Path, **environ: str) -> EnvFile:
-    named = {f"{DEFAULT_PREFIX}_{name}": value for name, value in environ.items()}
+    named = {"TMPDIR": os.environ["TMPDIR"], **{f"{DEFAULT_PREFIX}_{name}": value for name, value in environ.items()}}
     return EnvFile(str(path), "--env-file", named, DEFAULT_PREFIX, Clock())
 
 
@@ -70,7 +70,7 @@ def test_the_file_adds_to_the_environment_which_wins_unless_it_is_blank(path: Pa
     settings = settings_of(file)
     assert (settings.max_storage_bytes, settings.keep_last, settings.max_sessions) == (6 << 30, 7, 9)
     assert settings.from_file == {KEEP, f"{DEFAULT_PREFIX}_MAX_SESSIONS"}
-    assert settings.temporary_dir == "/tmp" and settings.held_by is None
+    assert settings.temporary_dir == os.environ["TMPDIR"] and settings.held_by is None
     differs, found = told(file, log_path)
     assert not differs and keys(found) == ["setting_overruled"] and found[0]["variables"] == [LIMIT]
     assert told(file, log_path) == (False, [])

@@ -342,7 +342,7 @@ def test_a_limit_under_a_prefix_that_cannot_be_used_is_one_that_nobody_has_set(
     storage: Path, turns: Turns, small_default: None
 ) -> None:
     guids = make_store(storage, 5, size=1000)
-    environ = {"STORAGE_MANAGER_ENV_PREFIX": "MY-SERVICE", "MY-SERVICE_MAX_STORAGE_MB": "5"}
+    environ = {**os.environ, "STORAGE_MANAGER_ENV_PREFIX": "MY-SERVICE", "MY-SERVICE_MAX_STORAGE_MB": "5"}
     exit_code, found = turns.run(lambda: read_settings(environ, str(storage), None), SteppedClock(1), once=True)
     assert exit_code == 1
     [told] = [item for item in found if item["event"] == "storage_manager.prune.held"]

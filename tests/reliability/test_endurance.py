@@ -434,6 +434,7 @@ class Driver:
         self._next_cycle = next_cycle
         self._left = cycles
         self._stack = ExitStack()
+        self._tmpdir = os.environ["TMPDIR"]
 
     def prepare(self) -> None:
         world = self._world
@@ -441,7 +442,7 @@ class Driver:
         if not environment.leads_to_store:
             weather = "fair"
         os.environ.clear()
-        os.environ.update(environment.variables)
+        os.environ.update(environment.variables, TMPDIR=self._tmpdir)
         outlook = self._stack.enter_context(ALL_WEATHERS[weather](world, environment))
         if not environment.leads_to_store:
             outlook = HARMLESS
