@@ -37,7 +37,7 @@ class StoreTime:
         latest = self._latest(snapshot, storage_dir, now)
         if latest is not None and clock_is_doubtful(plan, age_days, now, latest):
             raise ClockDoubtful(
-                f"nothing was deleted: every {plan.noun} ({len(plan.victims):,}) would go, but this clock says "
+                f"refused: every {plan.noun} ({len(plan.victims):,}) would go, but this clock says "
                 f"{utc_text(now)[:19]} UTC, and by what the store has shown it is {utc_text(latest)[:19]} UTC or "
                 f"later. Correct the clock; if it is right, and nobody has used the store since, {if_right}"
             )

@@ -272,7 +272,7 @@ def test_a_doubtful_clock_purges_no_orphan_and_the_prune_goes_on(storage: Path, 
     assert (code, blobs(storage)) == (1, set(guids) - {guids[8]})
     assert "run `purge --orphans --age-days 30 --yes`" in only(found, "storage_manager.purge.failed")["@m"]
     end = only(found, "housekeeper.cycle_nonzero")["@m"]
-    assert "orphans: nothing was deleted: every orphan (8)" in end and "; deleted 1 session" in end
+    assert "orphans: refused: every orphan (8)" in end and "; deleted 1 session" in end
     health = run_tool("health", "--storage-dir", storage)
     assert health.returncode == 1 and "every orphan (8)" in health.stdout
     # That prune has written metadata.json by the same clock, which says nothing about it.
