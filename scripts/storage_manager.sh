@@ -14,23 +14,20 @@ set -euo pipefail
 trap '' USR1 # it wakes a loop, and one that has yet to begin needs no waking
 
 fail() { printf 'storage_manager.sh: %s\n' "$2" >&2 && exit "$1"; } # fail EXIT_CODE MESSAGE
-here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
-root=$(dirname -- "$here")
+here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")") && root=$(dirname -- "$here")
 prefix=${STORAGE_MANAGER_ENV_PREFIX:-GOFR_DIG}
 [[ $prefix =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] ||
   fail 1 "STORAGE_MANAGER_ENV_PREFIX is '$prefix', which cannot begin a variable's name: correct or unset it"
 env_file=$here/project.env env_name=
-while (($#)); do
-  case $1 in
-    --env | --env-file)
-      (($# > 1)) || fail 64 "$1 needs a value: --env PROD|TEST, --env-file FILE"
-      [[ $1 == --env ]] && env_name=${2:-empty} || env_file=$2
-      shift 2 ;;
-    --env=*) env_name=${1#*=} && env_name=${env_name:-empty} && shift ;;
-    --env-file=*) env_file=${1#*=} && shift ;;
-    *) break ;;
-  esac
-done
+while (($#)); do case $1 in
+  --env | --env-file)
+    (($# > 1)) || fail 64 "$1 needs a value: --env PROD|TEST, --env-file FILE"
+    [[ $1 == --env ]] && env_name=${2:-empty} || env_file=$2
+    shift 2 ;;
+  --env=*) env_name=${1#*=} && env_name=${env_name:-empty} && shift ;;
+  --env-file=*) env_file=${1#*=} && shift ;;
+  *) break ;;
+esac; done
 case $env_name in '' | PROD | TEST) ;; *) fail 64 "--env is '$env_name': it must be PROD or TEST" ;; esac
 (($#)) || fail 64 "a command is missing, such as stats, prune-size or run-loop (see --help)"
 [[ " $* " != *" --env"[\ =]* ]] || fail 64 "--env stands before the command: storage_manager.sh --env PROD $1 ..."
@@ -94,4 +91,8 @@ elif [[ ! $archive ]]; then
   archive=$root/dist/storage_manager.pyz && [[ -f $archive ]] || archive=$here/storage_manager.pyz
 fi
 [[ -f $archive ]] || fail 1 "the archive $archive does not exist: build it with build_zipapp.py, or set STORAGE_MANAGER_PYZ"
-exec env -i "${found[@]:1}" "$python" "$archive" "${options[@]}" "$@"
+# Not by `env -i NAME=VALUE ...`: everybody on the host may read arguments, and there are secrets among the settings.
+run='import contextlib, os, sys; env = os.fdopen(3, "rb").read().split(b"\0")
+with contextlib.suppress(ChildProcessError): os.wait() # for printf
+os.execvpe(sys.argv[1], sys.argv[1:], dict(pair.split(b"=", 1) for pair in env if pair))'
+exec "$python" -ISc "$run" "$python" "$archive" "${options[@]}" "$@" 3< <(printf '%s\0' "${found[@]:1}")

@@ -215,7 +215,7 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
             handler.addFilter(lambda record: getattr(record, "event", None) not in told)
     fallbacks = []
     if settings.log_file and not args.chosen.quiet:
-        problem = _add_log_file(logger, settings.log_file, settings.storage_dir)
+        problem = _add_log_file(logger, settings, settings.log_file)
         if problem is not None:
             fallbacks.append(
                 Fallback(f"{settings.prefix}_LOG_FILE", printable(settings.log_file, 200), "no log file", problem)
@@ -267,11 +267,12 @@ def _answer(args: argparse.Namespace, run: Run, context: Context, held_back: Opt
             held_back.tell()
 
 
-def _add_log_file(logger: logging.Logger, path: str, storage_dir: str) -> Optional[str]:
+def _add_log_file(logger: logging.Logger, settings: Settings, path: str) -> Optional[str]:
     """What is wrong with the path, or None."""
     from storage_manager.loop.status_file import refusal  # few runs have a log file
 
-    return refusal(path, storage_dir) or add_log_file(logger, path)
+    taken = [] if settings.env_file is None else [settings.env_file]
+    return refusal(path, settings.storage_dir, taken) or add_log_file(logger, path)
 
 
 def _ship(logger: logging.Logger, log: EventLog, settings: Settings) -> None:
@@ -294,7 +295,7 @@ def _wrong_usage(wrong: WrongUsage) -> int:
     show = stream is not None and not stream.isatty()
     logger = build_logger(stream if show else None, settings.log_json is not False, logging.INFO)
     if settings.log_file:
-        _add_log_file(logger, settings.log_file, settings.storage_dir)
+        _add_log_file(logger, settings, settings.log_file)
     log = EventLog(logger)
     _ship(logger, log, settings)
     command = wrong.parser.prog.partition(" ")[2] or None

@@ -49,7 +49,8 @@ def _check(args: argparse.Namespace, group: Optional[str], context: Context, pro
         adoption = adopt(terms, group, context.clock, context.log, history, progress)
     repaired = Repair(0, (), ()) if args.repair and not is_cancelled else None
     if must_repair:
-        repaired = repair(terms, context.clock, context.log, history, progress)
+        asked_about = None if args.yes else checkup.count(DANGLING)
+        repaired = repair(terms, context.clock, context.log, history, progress, asked_about)
     if must_adopt or must_repair:
         checkup = _look(args, context)
     if is_cancelled and not args.json:

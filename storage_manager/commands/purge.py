@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from datetime import datetime
+from typing import Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.errors import EXIT_OK, UsageError
@@ -14,7 +15,7 @@ from storage_manager.commands import Context
 from storage_manager.commands.outcome import carry_out, confirmed
 from storage_manager.jobs import prune
 from storage_manager.jobs.plan import Plan
-from storage_manager.jobs.policy import plan_orphan_purge, plan_purge
+from storage_manager.jobs.policy import confirmed_of, plan_orphan_purge, plan_purge
 from storage_manager.jobs.progress import Progress, telling
 from storage_manager.jobs.store_time import StoreTime
 from storage_manager.loop.history_file import earlier_deletions, writable_history_file
@@ -58,7 +59,11 @@ def run(args: argparse.Namespace, context: Context) -> int:
         earlier=lambda: earlier_deletions(settings, context.log),
     )
     needs_answer = args.age_days < NO_AGE_DAYS and not (args.yes or args.dry_run)
-    if needs_answer and not _is_meant(job, context):
+    meant = _meant(job, context) if needs_answer else None
+    if meant is not None:
+        guids = frozenset(session.guid for session in (*meant.victims, *meant.swept))
+        job = job._replace(planner=lambda snapshot, now: confirmed_of(planner(snapshot, now), guids))
+    elif needs_answer:
         context.log.info("storage_manager.purge.cancelled", "cancelled; nothing was deleted", group=args.group)
         if args.json:
             context.out.json({"command": NAME, "cancelled": True, "exit_code": EXIT_OK})
@@ -68,11 +73,11 @@ def run(args: argparse.Namespace, context: Context) -> int:
     return carry_out(job, args, context)
 
 
-def _is_meant(job: prune.Job, context: Context) -> bool:
-    """Raises like preview() and confirmed()."""
+def _meant(job: prune.Job, context: Context) -> Optional[Plan]:
+    """What somebody has been asked about, and wants; None: it is not wanted. Raises like preview() and confirmed()."""
     with telling(Progress()):
         plan = prune.preview(job, context.clock, context.log)
-        return confirmed(_warning(job, plan), context.clock)
+        return plan if confirmed(_warning(job, plan), context.clock) else None
 
 
 def _warning(job: prune.Job, plan: Plan) -> str:

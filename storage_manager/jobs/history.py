@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple, Optional
 
+from storage_manager.base.quantity import LARGEST_SIZE_BYTES
 from storage_manager.base.times import parse_time
 from storage_manager.jobs.journal import ADOPTED, DELETED, REPAIRED
 from storage_manager.jobs.plan import Deleted
@@ -177,6 +178,6 @@ def _what(value: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value <= LARGEST_SIZE_BYTES:
         raise ValueError("it is no count")
     return value

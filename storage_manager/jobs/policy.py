@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from datetime import datetime, timedelta
 from typing import NamedTuple, Optional
 
@@ -176,6 +176,17 @@ def first_of(plan: Plan, most: int) -> Plan:
     return plan._replace(
         victims=plan.victims[:most],
         kept=[Keep("too_many", f"more than {most:,}", later), *plan.kept],
+        planned_bytes=plan.planned_bytes + sum(session.size_bytes for session in later),
+    )
+
+
+def confirmed_of(plan: Plan, guids: Set[str]) -> Plan:
+    """The same plan without what is not among these: somebody was asked about them alone."""
+    later = [session for session in plan.victims if session.guid not in guids]
+    return plan._replace(
+        victims=[session for session in plan.victims if session.guid in guids],
+        swept=[session for session in plan.swept if session.guid in guids],
+        kept=[*plan.kept, Keep("not_confirmed", "it was not there when that was asked", later)] if later else plan.kept,
         planned_bytes=plan.planned_bytes + sum(session.size_bytes for session in later),
     )
 

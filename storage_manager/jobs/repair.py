@@ -9,6 +9,7 @@ from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
+from storage_manager.base.errors import StorageManagerError
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.journal import ADOPTED, REPAIRED, HistoryFile, Journal
@@ -169,22 +170,30 @@ def repair(
     log: EventLog,
     history: Optional[HistoryFile] = None,
     progress: Optional[Progress] = None,
+    most: Optional[int] = None,
 ) -> Repair:
     """Remove dangling entries, and what runs and clients that died have left beside metadata.json.
 
-    Unfinished metadata stays while it may tell of a blob that has no entry: nothing else does. Raises like adopt().
+    Unfinished metadata stays while it may tell of a blob that has no entry: nothing else does. Raises like adopt(), and
+    before anything is removed if there are more than `most` dangling entries.
     """
     progress = progress or Progress(nothing=NOTHING_CHANGED)
     with reporting("repair", terms.storage_dir, progress, log), clock.doing("repairing"):
         with locked_store(*terms, clock, log) as locked:
             with Journal(history, terms.command, REPAIRED, clock, log, "repair") as journal:
-                return _repair(terms, locked, clock, log, progress, journal)
+                return _repair(terms, locked, clock, log, progress, journal, most)
 
 
 def _repair(
-    terms: Terms, locked: LockedStore, clock: Clock, log: EventLog, progress: Progress, journal: Journal
+    terms: Terms,
+    locked: LockedStore,
+    clock: Clock,
+    log: EventLog,
+    progress: Progress,
+    journal: Journal,
+    most: Optional[int],
 ) -> Repair:
-    snapshot, keys = _sweep(locked, log, progress, journal)
+    snapshot, keys = _sweep(locked, log, progress, journal, most)
     swept_count = progress.swept_count
     report_findings(snapshot, terms.storage_dir, log)
     blobs = missed(snapshot.anomalies)
@@ -216,7 +225,7 @@ def _repair(
 
 
 def _sweep(
-    locked: LockedStore, log: EventLog, progress: Progress, journal: Journal
+    locked: LockedStore, log: EventLog, progress: Progress, journal: Journal, most: Optional[int]
 ) -> tuple[Snapshot, Collection[str]]:
     """What the store was before dangling entries were removed from it, and the keys of its entries."""
     snapshot, reading = locked.settled()
@@ -224,6 +233,9 @@ def _sweep(
         keys = set(reading.keys()) if reading is not None and snapshot.torn else set()
         if reading is None or not snapshot.dangling:
             return snapshot, keys
+        if most is not None and len(snapshot.dangling) > most:
+            now = quantity.counted(len(snapshot.dangling), "dangling entry")
+            raise StorageManagerError(f"there are {now} now, and the question was about {most:,}: run it again")
         locked.prepare(reading)
     dangling = {session.guid: session for session in snapshot.dangling}
 

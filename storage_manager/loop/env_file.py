@@ -21,6 +21,7 @@ from storage_manager.config import (
     Settings,
     absolute,
     explained,
+    read_settings,
     report_fallbacks,
 )
 from storage_manager.loop.status_file import is_one_place
@@ -51,6 +52,8 @@ class EnvFile:
         self._prefix = prefix
         self._ours = {f"{prefix}_{name}": name for name in NAMES}
         self._clock = clock
+        self._found: Mapping[str, str] = {}
+        """All that the file says."""
         self._values: Optional[dict[str, str]] = None
         """None: it has never been whole."""
         self._first: Optional[Settings] = None
@@ -73,25 +76,38 @@ class EnvFile:
         """
         first = self._first = self._first or settings
         held = settings.held_by
+        named = settings
+        if any(self._ours.get(name) in _STORE for name in self._values or ()):
+            named, _ = read_settings(self.environ, None, None)  # an option has another one, perhaps
         if self._values is None:
             held = self.trouble
-        elif not is_one_place(settings.storage_dir, first.storage_dir):
+        elif not is_one_place(named.storage_dir, first.storage_dir):
             held = Fallback(
-                settings.storage_source if settings.storage_source in self._ours else f"{self._prefix}_STORAGE",
-                printable(settings.storage_dir, 200),
+                named.storage_source if named.storage_source in self._ours else f"{self._prefix}_STORAGE",
+                printable(named.storage_dir, 200),
                 NONE,
                 f"the loop looks after {first.storage_dir}, and the other settings may be meant for that store",
                 is_error=True,
-                remedy=f"Restart the loop, or name {first.storage_dir} in {self._path} again",
+                remedy=f"Restart the loop for that one, or name {first.storage_dir} in {self._path}",
             )
-        elif settings.limit_source == DEFAULT and self._has_set_limit and held is None:
-            # A line that was deleted by mistake must not make a limit of 50 GB one of 1 GB.
-            reason = f"{self._path} has set it until now"
-            held = Fallback(settings.limit_variable, "not set", str(DEFAULT_MAX_STORAGE_MB), reason, is_error=True)
+        elif settings.limit_source == DEFAULT and held is None:
+            # A line that was deleted by mistake, or has a slip in its name, must not make a limit of 50 GB one of 1 GB.
+            reason = f"{self._path} has set it until now" if self._has_set_limit else self._slip(settings)
+            if reason:
+                held = Fallback(settings.limit_variable, "not set", str(DEFAULT_MAX_STORAGE_MB), reason, is_error=True)
         self._has_set_limit = self._has_set_limit or settings.limit_variable in (self._values or ())
         kept = {field: getattr(first, field) for field in _KEPT_FIELDS}
         from_file = frozenset(self._values or ())
         return settings._replace(**kept, env_file=self._path, from_file=from_file, held_by=held)
+
+    def _slip(self, settings: Settings) -> str:
+        """What in the file is probably meant as the limit that is not set; empty if nothing is."""
+        limit = settings.limit_variable
+        meant = (limit.upper(), limit[len(self._prefix) + 1 :])
+        for name, value in self._found.items():
+            if name.upper() in meant or name == PREFIX_VARIABLE and value.strip() not in ("", self._prefix):
+                return f"{self._path} says {name}, which does not count"
+        return ""
 
     def explain(self, rows: list[Row]) -> list[Row]:
         """The same, where it is told what comes from the file, and what is wrong with it."""
@@ -149,7 +165,7 @@ class EnvFile:
 
     def _read(self) -> None:
         try:
-            found = read_env_file(self._path, self._clock)
+            found = self._found = read_env_file(self._path, self._clock)
         except (OSError, ValueError) as error:
             reason = describe_errno(error) if isinstance(error, OSError) else str(error)
             path = printable(self._path, 200)

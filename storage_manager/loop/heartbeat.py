@@ -89,6 +89,11 @@ class Heartbeat(NamedTuple):
     monotonic_secs: Optional[float] = None
     """`alive_at` by the monotonic clock of that boot."""
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the last cycle lacked evidence. Somebody must look: a restart helps nothing, and may forget why."""
+        return self.last_cycle is not None and bool(self.last_cycle.lacks_evidence)
+
 
 # Clocks
 
@@ -130,18 +135,18 @@ def later(moment: datetime, by: timedelta) -> datetime:
 
 def verdict(heartbeat: Heartbeat, now: datetime, process_condition: str) -> Optional[str]:
     """Why the loop is unhealthy, in a sentence; None when it is not. `process_condition` is process.condition()'s."""
-    if heartbeat.last_cycle is not None and heartbeat.last_cycle.lacks_evidence:
+    if heartbeat.last_cycle is not None and heartbeat.is_held:
         return heartbeat.last_cycle.sentence
     return stuck(heartbeat, now, process_condition)
 
 
 def stuck(heartbeat: Heartbeat, now: datetime, process_condition: str) -> Optional[str]:
     """The verdict without what only somebody who looks can mend: a restart may help against the rest."""
-    return trouble(heartbeat, now, process_condition) or _not_recent(heartbeat, now)
+    return trouble(heartbeat, now, process_condition) or (None if heartbeat.is_held else _not_recent(heartbeat, now))
 
 
 def trouble(heartbeat: Heartbeat, now: datetime, process_condition: str) -> Optional[str]:
-    """The verdict upon a loop that may be too young to have succeeded yet."""
+    """The same of a loop that may be too young to have succeeded yet."""
     ahead = heartbeat.alive_at - now
     if ahead > AHEAD:
         secs = ahead.total_seconds()
@@ -150,7 +155,7 @@ def trouble(heartbeat: Heartbeat, now: datetime, process_condition: str) -> Opti
         found = _not_alive(heartbeat, now, process_condition)
         if found is not None:
             return found
-    if heartbeat.failures >= (heartbeat.max_failures or FAILURES):
+    if heartbeat.failures >= (heartbeat.max_failures or FAILURES) and not heartbeat.is_held:
         success = heartbeat.last_success_at
         before = "" if success is None else f" (the last success was {ago(success, now)} ago, {_moment(success)})"
         return f"{_failed(heartbeat)}{before}{_last_words(heartbeat)}"

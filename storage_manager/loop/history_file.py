@@ -39,7 +39,8 @@ def writable_history_file(settings: Settings, log: EventLog) -> Optional[History
     if file is None:
         return None
     taken = [] if settings.log_file is None else log_files(settings.log_file)
-    taken += [path for path in (settings.heartbeat_file, settings.metrics_file) if path is not None]
+    others = (settings.heartbeat_file, settings.metrics_file, settings.env_file)
+    taken += [path for path in others if path is not None]
     for path in (file.path, older(file.path)):
         reason = refusal(path, settings.storage_dir, taken)
         if reason is not None:

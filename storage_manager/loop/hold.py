@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from storage_manager.base import quantity
 from storage_manager.base.errors import Held
-from storage_manager.config import Settings, limit_text
+from storage_manager.config import DEFAULT, Settings, limit_text
 from storage_manager.jobs.plan import Plan
 from storage_manager.store.snapshot import Snapshot
 
@@ -24,7 +24,10 @@ def require_settings(settings: Settings, plan: Plan) -> None:
         return
     limit_bytes = settings.max_storage_bytes
     rule = str(settings.orphans) if plan.are_orphans else limit_text(limit_bytes, settings.limit_source)
-    then = f" in {settings.env_file}" if problem.variable in settings.from_file else ", and restart the loop"
+    # A limit that nobody sets can be held for the sake of the file alone.
+    has_gone = problem.variable == settings.limit_variable and settings.limit_source == DEFAULT
+    in_file = problem.variable in settings.from_file or has_gone
+    then = f" in {settings.env_file}" if in_file else ", and restart the loop"
     raise Held(
         f"{problem.variable} is {problem.value!r}: {problem.reason}. With {rule}, {_gone(plan)}, would have to go. "
         f"Correct {problem.variable}{then}",

@@ -106,7 +106,7 @@ def _turns(
         status.cycle_ended(settings, ending, progress, max(0.0, clock.monotonic() - started))
         if once:
             return ending.exit_code
-        if max_failures is not None and status.failures >= max_failures:
+        if max_failures is not None and status.failures >= max_failures and not ending.lacks_evidence:
             log.error(
                 "housekeeper.giving_up",
                 f"giving up after {quantity.counted(status.failures, 'failed cycle')} in a row, the last with exit "
@@ -235,6 +235,8 @@ def _plan(settings: Settings, store_time: StoreTime, tended: Tended, snapshot: S
     require_settings(settings, plan)
     if age_days is not None:
         aged, if_right = plan_purge(snapshot, age_days, None, now), f"run `purge --age-days {age_days:g} --yes`"
+        if settings.keep_last or settings.min_age_mins:
+            if_right += f", which keeps nothing for {settings.prefix}_KEEP_LAST or {settings.prefix}_MIN_AGE_MINS"
         store_time.require_clock(aged, age_days, snapshot, settings.storage_dir, now, if_right)
     return plan
 

@@ -41,6 +41,7 @@ class Outlets:
         first, self._files, refused = self._settings, {}, []
         # The log goes first: a file that is replaced would take all its lines with it.
         taken = [] if first.log_file is None else log_files(first.log_file)
+        taken += [] if first.env_file is None else [first.env_file]
         named = ((HEARTBEAT, first.heartbeat_file, "no heartbeat"), (METRICS, first.metrics_file, "no metrics"))
         for name, path, instead in named:
             if path is None:

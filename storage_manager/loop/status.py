@@ -179,7 +179,7 @@ class LoopStatus:
         return wake_up_at(self._heartbeat.alive_at, elapsed_secs(self._clock, self._written_at))
 
     def _go_on(self) -> None:
-        """A timer's cycle goes on where the one before it ended; one run by hand beside a loop tells nothing.
+        """A timer's cycle goes on where the one before it ended; beside a loop, one by hand and a dry run tell nothing.
 
         Each remembers the store that was seen before.
         """
@@ -187,13 +187,11 @@ class LoopStatus:
         if before is None or not is_one_place(before.storage_dir, self._heartbeat.storage_dir):
             return
         self._heartbeat = self._heartbeat._replace(store=before.store)
-        if not self._heartbeat.once:
-            return
-        if before.once:
+        if self._heartbeat.once and before.once:
             now = self._clock.now()
             before = reset_clock(before, present(before, now, this_boot(), self._clock.monotonic()), now)
             self._heartbeat = self._heartbeat._replace(
                 last_cycle=before.last_cycle, last_success_at=before.last_success_at, failures=before.failures
             )
-        elif before.state != ENDED and condition(before.process) == ALIVE:
-            self._outlets.are_closed = True
+        elif self._heartbeat.once or self._heartbeat.dry_run and not before.once:
+            self._outlets.are_closed = before.state != ENDED and condition(before.process) == ALIVE

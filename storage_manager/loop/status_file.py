@@ -110,8 +110,9 @@ def is_one_place(path: str, other: str) -> bool:
 
 
 def place_of(path: str) -> str:
-    """Where a path leads to, through links that are there; as it is when the current directory is gone."""
+    """Where a path leads to, through links that are there; as it is when the current directory is gone, and where it is
+    none."""
     try:
         return os.path.realpath(path)
-    except OSError:
+    except (OSError, ValueError):
         return path

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from client import Client
 from stores import (
+    answered_late,
     blobs,
     event,
     events,
@@ -352,6 +353,22 @@ def test_a_repair_removes_what_refers_to_nothing(storage: Path) -> None:
     assert (found["swept_count"], found["removed_files"], found["kept_files"]) == (1, [TORN], [])
     assert leftovers(storage) == []
     assert set(read_entries(storage)) == blobs(storage) and len(blobs(storage)) == 2
+
+
+def test_a_repair_removes_no_more_entries_than_was_asked_about(storage: Path) -> None:
+    guids = make_store(storage, 6)
+
+    def lose(count: int) -> None:
+        for guid in guids[:count]:
+            (storage / f"{guid}.json").unlink(missing_ok=True)
+
+    lose(1)
+    words = "check", "--repair", "--storage-dir", storage
+    code, _, err = answered_late(lambda: lose(3), *words)
+    assert code == 1 and len(read_entries(storage)) == 6
+    assert "there are 3 dangling entries now, and the question was about 1: run it again; nothing was changed" in err
+    assert answered_late(lambda: None, *words)[0] == 0
+    assert set(read_entries(storage)) == set(guids[3:])
 
 
 def test_a_repair_leaves_the_rest_and_the_exit_code_tells(storage: Path) -> None:

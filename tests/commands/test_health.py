@@ -297,6 +297,10 @@ def test_a_cycle_run_by_hand_beside_a_loop_tells_nothing(
         tool.wait_for("housekeeper.sleep")
         before = path.read_bytes(), (tmp_path / "metrics").read_bytes()
         assert once(storage, **metrics).returncode == 0
+        with loop(storage, "--dry-run", env={**metrics, "GOFR_DIG_MAX_STORAGE_MB": "5"}) as asked:
+            asked.wait_for("housekeeper.sleep")
+            asked.send(signal.SIGTERM)
+            assert asked.end() == 0
         assert (path.read_bytes(), (tmp_path / "metrics").read_bytes()) == before
         tool.send(signal.SIGTERM)
         assert tool.end() == 0
@@ -331,6 +335,25 @@ def test_a_success_in_between_begins_the_count_again(storage: Path) -> None:
             tool.wake_up_until("housekeeper.cycle_ok")
         tool.send(signal.SIGTERM)
         assert tool.end() == 0
+
+
+def test_a_loop_gives_up_over_nothing_that_only_somebody_can_mend(storage: Path) -> None:
+    """What starts it anew would have it forget what it has seen, and delete."""
+    make_store(storage, 3)
+    aside, path = storage.with_name("aside"), storage.with_name("settings.env")
+    path.write_text("GOFR_DIG_MAX_STORAGE_MB=50G\n")
+    with loop(storage, "--max-failures", "2", "--env-file", str(path)) as tool:
+        tool.wait_for("housekeeper.sleep")
+        path.write_text("GOFR_DIG_MAX_SESSIONS=1\n")
+        tool.wake_up_until("storage_manager.prune.held", 3)
+        held = [item["@m"] for item in tool.seen if item["event"] == "storage_manager.prune.held"]
+        assert all(f"Correct GOFR_DIG_MAX_STORAGE_MB in {path}; " in said for said in held)
+        os.rename(storage, aside)
+        storage.mkdir()
+        tool.wake_up_until("storage_manager.store_gone", 3)
+        tool.send(signal.SIGTERM)
+        assert tool.end() == 0
+    assert len(blobs(aside)) == 3
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "", "nan", "٣"])

@@ -17,7 +17,18 @@ from typing import Any
 import pytest
 from client import Client
 from loops import Running, signals_as_usual
-from stores import blobs, clean_environment, command, event, events, leftovers, make_store, read_entries, run_tool
+from stores import (
+    answered_late,
+    blobs,
+    clean_environment,
+    command,
+    event,
+    events,
+    leftovers,
+    make_store,
+    read_entries,
+    run_tool,
+)  # fmt: skip
 
 from storage_manager.jobs.policy import HANDFUL
 
@@ -123,6 +134,24 @@ def test_yes_deletes_everything(storage: Path, answer: str) -> None:
     assert str(storage) in done.stderr.split("Are you sure?")[0].splitlines()[-1]
     assert done.stdout == "deleted 3 sessions, 2.9 KB; 0 B remain\n"
     assert left(storage) == set()
+
+
+def test_yes_deletes_no_more_than_was_asked_about(storage: Path) -> None:
+    asked = make_store(storage, 2)
+    new: list[str] = []
+    words = "purge", "--age-days", "0", "--storage-dir", storage
+    code, out, _ = answered_late(lambda: new.append(save(storage, 0)), *words)
+    assert (code, left(storage), len(asked)) == (0, set(new), 2)
+    assert out.startswith("deleted 2 sessions")
+    other = storage.with_name("other")
+    make_store(other, 4, seed=9)
+
+    def swap() -> None:
+        storage.rename(storage.with_name("aside"))
+        other.rename(storage)
+
+    code, out, _ = answered_late(swap, *words)
+    assert code == 0 and len(left(storage)) == 4 and out.startswith("deleted 0 sessions")
 
 
 @pytest.mark.parametrize("answer", ["no\n", "\n", "n\n", "y\n", "maybe\n", "yes please\n", "\x00\n"])

@@ -26,6 +26,7 @@ from storage_manager.jobs.journal import ADOPTED, BATCH, DELETED, REPAIRED, Hist
 from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import PruneLimits, plan_prune
 from storage_manager.jobs.prune import Job, dry_run, run
+from storage_manager.loop.status_file import is_one_place
 from storage_manager.store.directory import Store
 from storage_manager.store.snapshot import Session, Snapshot
 
@@ -230,9 +231,9 @@ def line(**values: Any) -> bytes:
         line(time="yesterday"), line(time=5), line(run_id=None), line(what="burnt"), line(what=[1]), line(why=3),
         line(session_count=-1), line(session_count=True), line(size_bytes="5"), line(oldest=[]), line(going=5),
         line(stayed=None), line(swept={}), line(exit_code="0"), line(storage_dir=...), b'{"a":' * 100_000 + b"\n",
-        b'{"time":' + b"9" * 5000 + b"}\n",
+        b'{"time":' + b"9" * 5000 + b"}\n", line(size_bytes=10**400),
     ],
-    ids=range(26),
+    ids=range(27),
 )  # fmt: skip
 def test_garbage_is_passed_over(garbage: bytes) -> None:
     assert len(decode(line() + garbage + line(run_id="2"), lambda directory: True)) == 2
@@ -241,6 +242,8 @@ def test_garbage_is_passed_over(garbage: bytes) -> None:
 def test_lines_of_other_stores_are_passed_over() -> None:
     data = line(run_id="1") + line(run_id="2", storage_dir="/srv/other")
     assert [found.run_id for found in decode(data, STORE.__eq__)] == ["1"]
+    data += line(run_id="3", storage_dir="\x00") + line(run_id="4", storage_dir="\ud800")
+    assert [found.run_id for found in decode(data, lambda place: is_one_place(place, STORE))] == ["1"]
 
 
 def test_a_run_whose_beginning_was_rotated_away_keeps_its_totals() -> None:

@@ -16,7 +16,7 @@ from stores import blobs, command, event, events, make_store, run_tool
 
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog, build_logger
-from storage_manager.config import DEFAULT_PREFIX, Settings, read_settings
+from storage_manager.config import DEFAULT_PREFIX, PREFIX_VARIABLE, Settings, read_settings
 from storage_manager.loop.env_file import EnvFile
 from storage_manager.loop.housekeeper import run_loop
 
@@ -212,6 +212,22 @@ def test_a_limit_that_is_gone_from_the_file_is_not_the_default_without_a_restart
     assert settings_of(env_file(path)).held_by is None  # a restart means the default
 
 
+@pytest.mark.parametrize(
+    "line", ["MAX_STORAGE_MB=50G", f"{LIMIT.lower()}=50G", f"{PREFIX_VARIABLE}=GOFR_NP", "max_storage_mb=50G"]
+)
+def test_a_limit_with_a_slip_in_its_name_is_not_the_default(path: Path, log_path: Path, line: str) -> None:
+    write(path, line, "GOFR_NP_MAX_STORAGE_MB=50G")
+    file = env_file(path)
+    held = settings_of(file).held_by
+    assert held is not None and held.variable == LIMIT
+    assert held.reason == f"{path} says {line.partition('=')[0]}, which does not count"
+    write(path, line, f"{LIMIT}=1G")
+    told(file, log_path)
+    assert settings_of(file).held_by is None
+    write(path, f"{PREFIX_VARIABLE}={DEFAULT_PREFIX}", "GOFR_NP_MAX_STORAGE_MB=50G", "SERVICE_MAX_STORAGE_MB=5")
+    assert settings_of(env_file(path)).held_by is None  # those of others
+
+
 def test_another_store_in_the_file_holds_every_deletion(tmp_path: Path, path: Path) -> None:
     store, limit = f"{DEFAULT_PREFIX}_STORAGE", f"{LIMIT}=1B"
     write(path, f"{store}={tmp_path}/a", limit)
@@ -363,6 +379,34 @@ def test_a_file_that_names_another_store_holds_the_loop(storage: Path, path: Pat
         tool.send(signal.SIGTERM)
         assert tool.end() == 0
     assert len(blobs(storage)) == 2
+
+
+def test_an_option_does_not_make_the_settings_of_another_store_those_of_this_one(
+    storage: Path, path: Path, tmp_path: Path
+) -> None:
+    make_store(storage, 4, size=1000)
+    words = "run-loop", "--once", "--storage-dir", storage, "--env-file", path
+    write(path, f"{DEFAULT_PREFIX}_STORAGE={tmp_path}/other", f"{LIMIT}=1B")
+    done = run_tool(*words)
+    held = event(done.stderr, "storage_manager.prune.held")
+    assert (done.returncode, len(blobs(storage)), held["variable"]) == (1, 4, f"{DEFAULT_PREFIX}_STORAGE")
+    assert f"name {storage} in {path}" in held["@m"]
+    write(path, f"{DEFAULT_PREFIX}_STORAGE={storage}", f"{LIMIT}=2000B")
+    assert run_tool(*words).returncode == 0 and len(blobs(storage)) == 2
+
+
+@pytest.mark.parametrize("name", ["METRICS_FILE", "HOUSEKEEPER_HEARTBEAT_FILE", "HISTORY_FILE", "LOG_FILE"])
+def test_no_other_setting_may_name_the_file(storage: Path, path: Path, name: str) -> None:
+    make_store(storage, 2)
+    write(path, f"{LIMIT}=1B")
+    before = path.read_bytes()
+    env = {f"{DEFAULT_PREFIX}_{name}": str(path)}
+    done = run_tool("run-loop", "--once", "--storage-dir", storage, "--env-file", path, env=env)
+    assert (done.returncode, path.read_bytes()) == (0, before)
+    told = [item for item in events(done.stderr) if item["event"] == "housekeeper.invalid_env"]
+    assert {(one["variable"], one["reason"]) for one in told} == {
+        (f"{DEFAULT_PREFIX}_{name}", "another setting names the same file")
+    }
 
 
 def test_a_file_that_is_written_in_place_is_read_when_it_is_finished(storage: Path, path: Path) -> None:

@@ -133,6 +133,16 @@ def test_a_young_loop_is_in_no_trouble_until_it_has_failed_often() -> None:
     assert heartbeat.trouble(young._replace(failures=3), NOW, ALIVE) is not None
 
 
+def test_no_restart_helps_a_loop_that_lacks_evidence_unless_it_hangs() -> None:
+    old = failing(9, last_success_at=NOW - 30 * HOUR)
+    assert old.last_cycle is not None
+    held = old._replace(last_cycle=old.last_cycle._replace(lacks_evidence=True))
+    assert verdict(held) == held.last_cycle.sentence
+    for asks in (heartbeat.trouble, heartbeat.stuck):
+        assert asks(old, NOW, ALIVE) is not None and asks(held, NOW, ALIVE) is None
+        assert "should have woken up" in str(asks(held._replace(next_wake_up=NOW - HOUR), NOW, ALIVE))
+
+
 def test_no_heartbeat_stays_healthy_for_ever() -> None:
     for one in HEALTHY.values():
         late = NOW + timedelta(days=30)

@@ -490,7 +490,14 @@ def test_a_clock_that_is_far_ahead_purges_nothing_by_age(storage: Path, turns: T
     exit_code, found = turns.run(lambda: settings_for(storage, **rules), SteppedClock(1), once=True)
     assert (exit_code, blobs(storage)) == (1, set(guids))
     [failed] = [item for item in found if item["event"] == "storage_manager.prune.failed"]
-    assert "run `purge --age-days 30 --yes`" in failed["@m"]
+    assert failed["@m"].endswith("run `purge --age-days 30 --yes`; nothing was deleted")
+    rules["KEEP_LAST"] = "2"
+    exit_code, found = turns.run(lambda: settings_for(storage, **rules), SteppedClock(1), once=True)
+    [failed] = [item for item in found if item["event"] == "storage_manager.prune.failed"]
+    assert "--yes`, which keeps nothing for GOFR_DIG_KEEP_LAST or" in failed["@m"]
+    os.utime(storage / "metadata.json")  # somebody who knows says that the clock is right
+    exit_code, found = turns.run(lambda: settings_for(storage, **rules), SteppedClock(1), once=True)
+    assert (exit_code, blobs(storage)) == (0, set(guids[8:]))
 
 
 class Elapsing(SteppedClock):

@@ -563,6 +563,33 @@ def test_the_wrapper_ends_in_exec() -> None:
     assert (ROOT / "scripts" / "storage_manager.sh").read_text().splitlines()[-1].startswith("exec ")
 
 
+def test_no_setting_is_an_argument_that_everybody_may_read(tree: Path, tmp_path: Path) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    file, calls = tmp_path / "project.env", tmp_path / "calls"
+    file.write_text("GOFR_DIG_SEQ_API_KEY=S3cret\n")
+    words = [
+        strace,
+        "-f",
+        "-s",
+        "1000",
+        "-e",
+        "trace=execve",
+        "-o",
+        calls,
+        tree / "scripts" / "storage_manager.sh",
+        "--env-file",
+        file,
+        "config",
+    ]
+    done = subprocess.run(
+        [*words, "--storage-dir", tmp_path], env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert "GOFR_DIG_SEQ_API_KEY" in done.stdout and "S3cret" not in done.stdout + calls.read_text()
+    assert "storage_manager.pyz" in calls.read_text()
+
+
 def test_the_scripts_are_clean() -> None:
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,23 @@ def run_command(
         check=False,
         **options,
     )
+
+
+def answered_late(meanwhile: Callable[[], object], *arguments: object) -> tuple[int, str, str]:
+    """The tool, to whose question somebody says yes after something else has happened: exit code, and what it wrote."""
+    process = subprocess.Popen(
+        command(*arguments), env=clean_environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    asked = ""
+    while not asked.endswith("(yes/no)"):
+        read = process.stderr.read(1)
+        assert read, asked
+        asked += read
+    meanwhile()
+    out, err = process.communicate("yes\n", timeout=60)
+    return process.returncode, out, asked + err
 
 
 def command(*arguments: object) -> list[str]:
