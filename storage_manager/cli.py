@@ -22,6 +22,7 @@ from storage_manager.base.errors import (
     StorageManagerError,
     UsageError,
     describe_errno,
+    described,
 )
 from storage_manager.base.log import (
     LEVELS,
@@ -72,9 +73,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         clock.retire()
         return EXIT_OK if _LOOP in arguments else interrupted.exit_code
     except (OSError, ImportError) as error:  # no descriptor left, for one: there is no log yet to tell it
-        why = describe_errno(error) if isinstance(error, OSError) else str(error)
         with suppress(OSError):
-            os.write(2, f"storage_manager: cannot start: {why}\n".encode("utf-8", "replace"))
+            os.write(2, f"storage_manager: cannot start: {described(error)}\n".encode("utf-8", "replace"))
         return EXIT_FAILED
 
 
@@ -166,7 +166,7 @@ def _run(args: argparse.Namespace, answer: Callable[[], int], context: Context) 
         log.warning("storage_manager.command_failed", problem, command=command, exit_code=exit_code)
     except OSError as error:
         exit_code = EXIT_FAILED
-        problem = f"{describe_errno(error)}" + (f": {error.filename}" if error.filename else "")
+        problem = describe_errno(error) + (f": {error.filename}" if error.filename else "")
         log.error("storage_manager.command_failed", problem, command=command, exit_code=exit_code)
     except MemoryError:
         exit_code, problem = EXIT_FAILED, "not enough memory for a store of this size"

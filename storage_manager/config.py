@@ -60,7 +60,7 @@ _UNIT_WORDS = ("B", "BYTES", "KB", "KIB", "M", "MB", "MIB", "G", "GB", "GIB", "T
 _QUOTED = r"""(?s)(?:"([^"]*)"|'([^']*)')(?:\s+#.*)?"""
 _COMMENTED = r"(?s)([^#\s].*?)\s+#.*"
 
-_DEFAULT_HEARTBEAT = r"(?a)(storage_manager-\d+-)[0-9a-f]{8}\.heartbeat"
+_DEFAULT_FILE = r"(?a)storage_manager-(?P<user>\d+)-(?P<store>[0-9a-f]{8})\.(?P<kind>heartbeat|history)"
 
 # What stands for a limit that is not set.
 NONE = "none"
@@ -238,7 +238,7 @@ def _read(environ: Mapping[str, str], storage_dir: Optional[str], data_root: Opt
         log_json=reader.value("LOG_JSON", None, _boolean, shown="decided by the terminal"),
         log_file=reader.text("LOG_FILE", NONE),
         seq=reader.seq(),
-        heartbeat_file=reader.file("HOUSEKEEPER_HEARTBEAT_FILE", reader.heartbeat_file(directory)),
+        heartbeat_file=reader.heartbeat_file(directory),
         metrics_file=reader.text("METRICS_FILE", NONE),
         history_file=reader.text("HISTORY_FILE", "in the temporary directory"),
         temporary_dir=reader.temporary_dir(),
@@ -253,7 +253,7 @@ def _read(environ: Mapping[str, str], storage_dir: Optional[str], data_root: Opt
     return settings._replace(held_by=reader.held_by), reader
 
 
-def limit_text(limit_bytes: Optional[int], source: Optional[str] = None) -> str:
+def limit_text(limit_bytes: Optional[int], source: Optional[str]) -> str:
     """A limit as people are shown it: one that nobody has set is said to be the default."""
     if limit_bytes is None:
         return "no limit"
@@ -274,14 +274,16 @@ def default_file(directory: str, storage_dir: str, kind: str) -> str:
     return os.path.join(directory, f"storage_manager-{os.geteuid()}-{checksum:08x}.{kind}")
 
 
-def heartbeats_beside(path: str) -> list[str]:
-    """The heartbeats of this user's loops on other stores, where `path` is a default one. Raises OSError."""
+def default_files_beside(path: str, *shared: str) -> list[str]:
+    """The files that default_file() has named, too, if it has named `path`, and that share these parts of its name:
+    `user`, `store`, `kind`. Raises OSError.
+    """
     directory, name = os.path.split(path)
-    default = re.fullmatch(_DEFAULT_HEARTBEAT, name)
-    if default is None:
+    own = re.fullmatch(_DEFAULT_FILE, name)
+    if own is None:
         return []
-    others = (other for other in os.listdir(directory) if other != name and re.fullmatch(_DEFAULT_HEARTBEAT, other))
-    return [os.path.join(directory, other) for other in others if other.startswith(default.group(1))]
+    found = ((other, re.fullmatch(_DEFAULT_FILE, other)) for other in sorted(os.listdir(directory)) if other != name)
+    return [os.path.join(directory, other) for other, its in found if its and its.group(*shared) == own.group(*shared)]
 
 
 def report_fallbacks(fallbacks: list[Fallback], log: EventLog) -> None:
@@ -324,27 +326,24 @@ class _Reader:
         self.fallbacks: list[Fallback] = []
         self.rows: list[Row] = []
         self.held_by: Optional[Fallback] = None
-        self.prefix = environ.get(PREFIX_VARIABLE, "").strip() or DEFAULT_PREFIX
+        given = environ.get(PREFIX_VARIABLE, "").strip()
+        self.prefix = given or DEFAULT_PREFIX
         if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.prefix, re.ASCII) is None:
             # The limit is looked for under another name than the one that somebody has given it.
             is_error = f"{DEFAULT_PREFIX}_{_LIMIT}" not in environ
             self._fall_back(PREFIX_VARIABLE, self.prefix, DEFAULT_PREFIX, "it cannot begin a variable's name", is_error)
             self.prefix, self.held_by = DEFAULT_PREFIX, self.fallbacks[-1] if is_error else None
-        given = environ.get(PREFIX_VARIABLE, "").strip()
         shorter = self.prefix.rstrip("_")
         if shorter and shorter != self.prefix and not any(f"{self.prefix}_{name}" in environ for name in NAMES):
             self._fall_back(PREFIX_VARIABLE, self.prefix, shorter, "the _ behind it is added anyway")
             self.prefix = shorter
         self.rows.append(Row(PREFIX_VARIABLE, self.prefix, "environment" if given == self.prefix else "default"))
 
-    def text(self, name: str, default: str = "") -> Optional[str]:
+    def text(self, name: str, default: str) -> Optional[str]:
         """A variable's value; None when it is unset or blank."""
         text = self._given(name)
         self._explain(name, default if text is None else printable(text, 200), text is not None)
         return text
-
-    def file(self, name: str, default: str) -> str:
-        return self.text(name, printable(default)) or default
 
     def value(self, name: str, default: Value, parse: Callable[[str], Value], shown: Optional[str] = None) -> Value:
         shown = shown or f"{default:g}"
@@ -369,7 +368,7 @@ class _Reader:
             try:
                 value = parse(text)
             except ValueError as error:
-                self._hold(name, self._given(name) or "", NONE, str(error))
+                self._hold(name, str(error))
         self._explain(name, shown if value is None else printable(text, 200), value is not None)
         return value
 
@@ -385,7 +384,7 @@ class _Reader:
                 found = parse_size_bytes(text), SET
             except ValueError as error:
                 reason = f"{error} (`off` switches deletion off)"
-                self._hold(_LIMIT, self._given(_LIMIT) or "", str(DEFAULT_MAX_STORAGE_MB), reason)
+                self._hold(_LIMIT, reason, str(DEFAULT_MAX_STORAGE_MB))
                 found = default, INVALID
         is_given = found[1] in (SET, OFF)
         self._explain(_LIMIT, printable(text, 200) if is_given else str(DEFAULT_MAX_STORAGE_MB), is_given)
@@ -395,18 +394,15 @@ class _Reader:
         """Settings that cannot all be meant: nobody can know which of them is wrong."""
         limit, target = settings.max_storage_bytes, settings.target_storage_bytes
         if limit is not None and target is not None and target > limit:
-            self._contradict("TARGET_STORAGE_MB", f"it is above the limit, {limit_text(limit, settings.limit_source)}")
+            self._hold("TARGET_STORAGE_MB", f"it is above the limit, {limit_text(limit, settings.limit_source)}")
         if settings.max_sessions is not None and settings.keep_last > settings.max_sessions:
-            self._contradict("KEEP_LAST", f"it is above {self.prefix}_MAX_SESSIONS, {settings.max_sessions:,}")
+            self._hold("KEEP_LAST", f"it is above {self.prefix}_MAX_SESSIONS, {settings.max_sessions:,}")
         if settings.max_age_days is not None and settings.min_age_mins > settings.max_age_days * 24 * 60:
             days = f"{settings.max_age_days:g}"
-            self._contradict("MIN_AGE_MINS", f"it is longer than {self.prefix}_MAX_AGE_DAYS, {days}")
+            self._hold("MIN_AGE_MINS", f"it is longer than {self.prefix}_MAX_AGE_DAYS, {days}")
 
-    def _contradict(self, name: str, reason: str) -> None:
-        self._hold(name, self._given(name) or "", NONE, reason)
-
-    def _hold(self, name: str, value: str, default: str, reason: str) -> None:
-        self._fall_back(f"{self.prefix}_{name}", value, default, reason, is_error=True)
+    def _hold(self, name: str, reason: str, default: str = NONE) -> None:
+        self._fall_back(f"{self.prefix}_{name}", self._given(name) or "", default, reason, is_error=True)
         self.held_by = self.held_by or self.fallbacks[-1]
 
     def _given(self, name: str) -> Optional[str]:
@@ -433,13 +429,10 @@ class _Reader:
             return storage_dir, "--storage-dir"
         if data_root:
             return os.path.join(data_root, "storage"), "--data-root"
-        for name in ("STORAGE", "STORAGE_DIR"):
+        for name in ("STORAGE", "STORAGE_DIR", "DATA_DIR"):
             value = self._environ.get(f"{self.prefix}_{name}", "")
             if value.strip():
-                return value, f"{self.prefix}_{name}"
-        value = self._environ.get(f"{self.prefix}_DATA_DIR", "")
-        if value.strip():
-            return os.path.join(value, "storage"), f"{self.prefix}_DATA_DIR"
+                return os.path.join(value, "storage") if name == "DATA_DIR" else value, f"{self.prefix}_{name}"
         return DEFAULT_STORAGE_DIR, "the default"
 
     def seq(self) -> Optional[SeqServer]:
@@ -460,8 +453,9 @@ class _Reader:
         return server if server is None or key is None else server._replace(api_key=Secret(key))
 
     def heartbeat_file(self, storage_dir: str) -> str:
-        """A name of its own for each user and store, which `health` finds again."""
-        return default_file(self.temporary_dir(), absolute(storage_dir), "heartbeat")
+        """By default a name of its own for each user and store, which `health` finds again."""
+        default = default_file(self.temporary_dir(), absolute(storage_dir), "heartbeat")
+        return self.text("HOUSEKEEPER_HEARTBEAT_FILE", printable(default)) or default
 
     def temporary_dir(self) -> str:
         directory = self._environ.get("TMPDIR", "")

@@ -42,9 +42,7 @@ class Event(logging.LogRecord):
         self.levelname = _NAMES[level]
         self.created = time.time()
         self.msg = message
-        self.args = None
         self.exc_info = None if fault is None else (type(fault), fault, fault.__traceback__)
-        self.exc_text = None
         self.event = event
         self.fields = fields
         self.constants = constants

@@ -237,6 +237,11 @@ def describe_errno(error: OSError) -> str:
     return str(error) if error.errno is None else f"{error.strerror or error} ({errno_name(error.errno)})"
 
 
+def described(error: Exception) -> str:
+    """What went wrong; of a system call, with the name of its errno."""
+    return describe_errno(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+
+
 @contextmanager
 def failing_as(action: str, name: str) -> Iterator[None]:
     """Turn an OSError inside into a StoreError that says what was being done to which file."""

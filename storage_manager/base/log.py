@@ -19,7 +19,7 @@ from typing import Optional, TextIO
 
 from storage_manager import __version__
 from storage_manager.base.clef import LOGGER_NAME, Event, JsonFormatter, TextFormatter
-from storage_manager.base.errors import describe_errno
+from storage_manager.base.errors import described
 from storage_manager.base.log_file import LineHandler, LogFile
 from storage_manager.base.strict_json import compact, sayable
 
@@ -100,7 +100,6 @@ class StderrHandler(LineHandler):
     def __init__(self, fd: int) -> None:
         super().__init__()
         self.fd = self._fd = fd
-        self._own_fd: Optional[int] = None
         self._patience_secs = STALL_SECS
         try:
             mode = os.fstat(fd).st_mode
@@ -111,9 +110,7 @@ class StderrHandler(LineHandler):
             # Opened anew it can be made non-blocking without changing what other processes share with us. Not
             # everything can (a socket): then poll() alone must tell.
             with suppress(OSError):
-                self._fd = self._own_fd = os.open(
-                    f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-                )
+                self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
 
@@ -130,17 +127,6 @@ class StderrHandler(LineHandler):
         with self.lock or nullcontext(), suppress(OSError):
             if self._has_room():
                 os.write(self._fd, text)
-
-    def close(self) -> None:
-        self.acquire()  # another thread may be about to write, and the number will be some other file's
-        try:
-            if self._own_fd is not None:
-                os.close(self._own_fd)
-                self._own_fd = None
-                self._fd = -1
-        finally:
-            self.release()
-        super().close()
 
     def _write(self, line: bytes) -> int:
         left = line
@@ -194,13 +180,12 @@ class HeldBack:
 def build_logger(stream: Optional[TextIO], as_json: bool, level: int, has_colour: bool = False) -> logging.Logger:
     """A logger that writes events of `level` and above to `stream`; None when standard error is closed."""
     logging.raiseExceptions = False
-    logger = logging.Logger(LOGGER_NAME, logging.DEBUG)
+    logger = logging.Logger(LOGGER_NAME, level)
     if stream is not None:
         handler = StderrHandler(stream.fileno())
         handler.setLevel(level)
         handler.setFormatter(JsonFormatter() if as_json else TextFormatter(has_colour))
         logger.addHandler(handler)
-    logger.setLevel(level)
     return logger
 
 
@@ -213,10 +198,8 @@ def add_log_file(logger: logging.Logger, path: str) -> Optional[str]:
         if os.path.exists(path) and not os.path.isfile(path):
             return "it is not a regular file"
         handler = LogFile(path, LOG_FILE_BYTES, LOG_FILE_BACKUPS)
-    except OSError as error:
-        return describe_errno(error)
-    except ValueError as error:
-        return str(error)
+    except (OSError, ValueError) as error:
+        return described(error)
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(JsonFormatter())
     logger.addHandler(handler)

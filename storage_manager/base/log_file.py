@@ -21,9 +21,12 @@ class LineHandler(logging.Handler):
     with the next line that can be. Raises nothing."""
 
     why_dropped = "the log file could not be written"
+    fd = -1
+    """A descriptor that was lent: it stays open."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._fd = -1
         self._dropped = 0
         self._torn = False
         self._written = 0
@@ -50,6 +53,16 @@ class LineHandler(logging.Handler):
         else:
             self._dropped = 0
             self._torn = False
+
+    def close(self) -> None:
+        self.acquire()  # another thread may be about to write, and the number will be some other file's
+        try:
+            fd, self._fd = self._fd, -1
+            if fd not in (-1, self.fd):
+                os.close(fd)
+        finally:
+            self.release()
+        super().close()
 
     def _has_room(self) -> bool:
         """Whether a line can be written without waiting, as far as that can be told."""
@@ -92,16 +105,6 @@ class LogFile(LineHandler):
     def look_now(self) -> None:
         """Look the name up before the next line."""
         self._look_at = 0.0
-
-    def close(self) -> None:
-        self.acquire()  # another thread may be about to write, and the number will be some other file's
-        try:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-        finally:
-            self.release()
-        super().close()
 
     def _write(self, line: bytes) -> int:
         status = os.fstat(self._fd)

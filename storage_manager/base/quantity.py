@@ -119,11 +119,11 @@ def size(size_bytes: int) -> str:
     amount = float(size_bytes)
     if abs(amount) < 1024:
         return f"{size_bytes} B"
-    for unit in ("KB", "MB", "GB", "TB", "PB"):
+    for unit in ("KB", "MB", "GB", "TB"):
         amount /= 1024
-        if abs(amount) < 1024 or unit == "PB":
+        if abs(amount) < 1024:
             return f"{amount:.1f} {unit}"
-    raise AssertionError("unreachable")
+    return f"{amount / 1024:.1f} PB"
 
 
 def megabytes(size_bytes: int) -> float:
@@ -147,7 +147,7 @@ def duration(secs: float) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 session`, `2 sessions`; of a noun with more behind it, `2 blobs in flight`."""
     head, space, rest = noun, "", ""
-    for word in (" in ", " of ", " that "):
+    for word in (" in ", " of "):
         if word in noun:
             head, space, rest = noun.partition(word)
     plural = head[:-1] + "ies" if head.endswith("y") else head + "s"

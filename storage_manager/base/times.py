@@ -77,6 +77,23 @@ def utc_text(moment: datetime) -> str:
     return moment.isoformat() + "Z"
 
 
+def minute_text(moment: datetime) -> str:
+    """For tables: to the minute, without the T."""
+    return moment.isoformat(" ")[:16]
+
+
+def second_text(moment: datetime) -> str:
+    return moment.isoformat(" ")[:19]
+
+
+def later(moment: datetime, by: timedelta) -> datetime:
+    """The end of the calendar where it is that far off."""
+    try:
+        return moment + by
+    except OverflowError:
+        return datetime.max if by > timedelta() else datetime.min
+
+
 def from_timestamp(secs: float) -> datetime:
     """Seconds since the epoch as naive UTC; clamped to the years 1 to 9999, which a damaged inode may leave."""
     try:

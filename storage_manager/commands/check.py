@@ -11,7 +11,7 @@ from storage_manager.base import quantity
 from storage_manager.base.colour import DOUBTFUL, GOOD
 from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, UsageError
 from storage_manager.base.text import is_name, printable
-from storage_manager.base.times import utc_text
+from storage_manager.base.times import minute_text, second_text, utc_text
 from storage_manager.commands import Context, tables
 from storage_manager.commands.outcome import confirmed
 from storage_manager.jobs.checkup import LEFTOVER, Checkup, check_up, foresee_adoption, orphan_from, summary
@@ -128,7 +128,7 @@ def _adoption_lines(result: _Result) -> Iterator[str]:
         yield f"adopted {adopted}" + (f"; {left_count:,} could not be" if left_count else "")
         return
     for action, blob, reason in _decisions(result.choice):
-        yield f"{action}   {blob.blob_name}  {_minute(blob)}  {quantity.size(blob.size_bytes):>9}"
+        yield f"{action}   {blob.blob_name}  {minute_text(blob.created_at)}  {quantity.size(blob.size_bytes):>9}"
         if reason is not None:
             yield f"        {reason}"
     yield f"would adopt {adopted}" + (f"; {left_count:,} would be left" if left_count else "")
@@ -167,14 +167,14 @@ def _finding_lines(checkup: Checkup, verbose: bool) -> Iterator[str]:
 def _orphan_lines(orphans: Sequence[Anomaly], now: datetime) -> Iterator[str]:
     """A table of all of them; of a young one, the time from which it counts."""
     rows = [
-        (blob.blob_name, _minute(blob), _age(blob, now), quantity.size(blob.size_bytes))
+        (blob.blob_name, minute_text(blob.created_at), _age(blob, now), quantity.size(blob.size_bytes))
         for blob in (orphan.as_session() for orphan in orphans)
     ]
     header = ("BLOB WITHOUT AN ENTRY", "MODIFIED (UTC)", "AGE>", "SIZE>")
     for line, orphan in zip(tables.table(header, rows), [None, *orphans]):
         yield line
         if orphan is not None and orphan.kind == IN_FLIGHT:
-            yield f"    in flight: counts as an orphan from {_text(orphan_from(orphan))} UTC"
+            yield f"    in flight: counts as an orphan from {second_text(orphan_from(orphan))} UTC"
 
 
 def _decisions(choice: Adoptable) -> Iterator[tuple[str, Session, Optional[str]]]:
@@ -185,17 +185,8 @@ def _decisions(choice: Adoptable) -> Iterator[tuple[str, Session, Optional[str]]
         yield "leave", left.as_session(), left.detail
 
 
-def _minute(blob: Session) -> str:
-    """Without the seconds, a line fits into 80 columns."""
-    return _text(blob.created_at)[:-3]
-
-
 def _age(blob: Session, now: datetime) -> str:
     return "future" if blob.created_at > now else quantity.age(blob.created_at, now)
-
-
-def _text(moment: datetime) -> str:
-    return utc_text(moment)[:19].replace("T", " ")
 
 
 def _sentence(result: _Result) -> str:

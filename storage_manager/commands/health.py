@@ -13,7 +13,7 @@ from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, describe_errno
 from storage_manager.base.process import condition, this_boot
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
-from storage_manager.config import Settings, absolute, heartbeats_beside, limit_text
+from storage_manager.config import Settings, absolute, default_files_beside, limit_text
 from storage_manager.loop.heartbeat import CYCLE, Heartbeat, ago, present, verdict
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, as_json, decode
 from storage_manager.loop.status_file import is_one_place, read_file
@@ -81,7 +81,7 @@ def _examine(settings: Settings) -> tuple[Optional[Heartbeat], Optional[str]]:
 def _under_another_name(settings: Settings) -> Optional[Heartbeat]:
     """The heartbeat of a loop on the same directory that knows it by another spelling, through a symbolic link."""
     with suppress(OSError):
-        for path in heartbeats_beside(settings.heartbeat_file):
+        for path in default_files_beside(settings.heartbeat_file, "user", "kind"):
             with suppress(OSError, ValueError):
                 heartbeat = decode(read_file(path, LARGEST_BYTES))
                 if is_one_place(heartbeat.storage_dir, settings.storage_dir):

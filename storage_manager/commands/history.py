@@ -7,18 +7,14 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Optional, Union
 
-from storage_manager.base.errors import EXIT_OK, StorageManagerError, describe_errno
+from storage_manager.base.errors import EXIT_OK, StorageManagerError, described
 from storage_manager.base.quantity import counted, size
 from storage_manager.base.text import printable
-from storage_manager.base.times import utc_text
+from storage_manager.base.times import later, minute_text, second_text, utc_text
 from storage_manager.commands import Context, tables
 from storage_manager.jobs.history import STAYED, SWEPT, UNCERTAIN, Fate, Line, Run, fates, runs
 from storage_manager.jobs.journal import ADOPTED, HistoryFile
-from storage_manager.loop.heartbeat import later
 from storage_manager.loop.history_file import history_file, others, read_history
-
-_MINUTE, _SECOND = 16, 19
-"""How much of an ISO time tells the minute, and the second."""
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -64,14 +60,11 @@ def _lines(file: HistoryFile) -> Optional[list[Line]]:
     """None where no run has written yet. Raises StorageManagerError."""
     try:
         return read_history(file)
-    except OSError as error:
-        problem = describe_errno(error)
-    except ValueError as error:
-        problem = str(error)
-    raise StorageManagerError(
-        f"cannot read the history {file.path}: {problem}; ask as the user who runs the loop, or name another file: "
-        f"{file.variable}"
-    )
+    except (OSError, ValueError) as error:
+        raise StorageManagerError(
+            f"cannot read the history {file.path}: {described(error)}; ask as the user who runs the loop, or name "
+            f"another file: {file.variable}"
+        ) from error
 
 
 def _nothing(
@@ -81,7 +74,7 @@ def _nothing(
     if file is None:
         return f"no history is kept: {context.settings.prefix}_HISTORY_FILE is `off`"
     what = "nothing that was deleted is known here" if guid is None else f"session {guid} is not known here"
-    when = "" if since is None else f" since {_time(since, _SECOND)} UTC"
+    when = "" if since is None else f" since {second_text(since)} UTC"
     where = file.path if is_there else f"{file.path}, which no run has written yet"
     return f"{what}{when}: looked in {where}"
 
@@ -89,7 +82,7 @@ def _nothing(
 def _table(told: list[Run]) -> Iterator[str]:
     rows = [
         (
-            _time(run.began_at, _MINUTE),
+            minute_text(run.began_at),
             run.last.command,
             f"{run.last.session_count:,}{'' if run.has_ended else '+'}",
             size(run.last.size_bytes),
@@ -122,7 +115,7 @@ def _notes(run: Run) -> Iterator[str]:
 def _sentence(fate: Fate) -> str:
     line = fate.line
     done = "adopted" if line.what == ADOPTED else "deleted"
-    by = f"{_time(line.time, _SECOND)} UTC by {line.command}: {line.why}"
+    by = f"{second_text(line.time)} UTC by {line.command}: {line.why}"
     if fate.what == SWEPT:
         return f"its entry, which had no blob, was removed {by}"
     if fate.what == STAYED:
@@ -161,7 +154,3 @@ def _fate_json(fate: Fate) -> dict[str, Any]:
         "run_id": line.run_id,
         "sentence": _sentence(fate),
     }
-
-
-def _time(moment: datetime, length: int) -> str:
-    return moment.isoformat(" ")[:length]

@@ -13,7 +13,7 @@ from storage_manager.base.errors import EXIT_OK
 from storage_manager.base.output import Output
 from storage_manager.base.strict_json import json_text
 from storage_manager.base.text import printable
-from storage_manager.base.times import utc_text
+from storage_manager.base.times import second_text, utc_text
 from storage_manager.commands import Context
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_unknown_group, take_snapshot
@@ -120,10 +120,9 @@ def _json(session: Session, state: str) -> str:
 
 
 def _row(session: Session, state: str, now: datetime, columns: int) -> str:
-    created = f"{session.created_at:%H:%M:%S}"  # strftime does not pad years before 1000
     row = (
         session.guid,
-        f"{session.created_at.date().isoformat()} {created}",
+        second_text(session.created_at),
         quantity.age(session.created_at, now),
         quantity.size(session.size_bytes),
         state,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from os import terminal_size
@@ -10,7 +10,7 @@ from typing import Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.text import printable
-from storage_manager.base.times import utc_text
+from storage_manager.base.times import minute_text
 from storage_manager.commands import tables
 from storage_manager.jobs.plan import Plan
 from storage_manager.store.snapshot import Session
@@ -60,47 +60,27 @@ def _head(plan: Plan, now: datetime, verbose: bool, screen: Optional[terminal_si
         yield ""
 
 
-class _Sum:
-    def __init__(self, first: Session) -> None:
-        self.count = self.size_bytes = 0
-        self.oldest = self.newest = first.created_at
-
-    def add(self, session: Session) -> None:
-        self.count += 1
-        self.size_bytes += session.size_bytes
-        self.oldest = min(self.oldest, session.created_at)
-        self.newest = max(self.newest, session.created_at)
-
-
 def _rows(plan: Plan, most: Optional[int]) -> Iterator[tuple[str, ...]]:
     """The groups that lose most, and the others in one row; None: all of them."""
-    sums: dict[Optional[str], _Sum] = {}
+    by_group: dict[Optional[str], list[Session]] = {}
     for session in plan.victims:
-        found = sums.get(session.group)
-        if found is None:
-            found = sums[session.group] = _Sum(session)
-        found.add(session)
-    groups = sorted(sums.items(), key=lambda item: (-item[1].size_bytes, item[0] or ""))
+        by_group.setdefault(session.group, []).append(session)
+    groups = sorted(by_group.items(), key=lambda item: (-_bytes(item[1]), item[0] or ""))
     shown = groups if most is None or len(groups) <= most + 1 else groups[:most]
-    for group, part in shown:
-        yield _row("-" if group is None else group, part.count, part.size_bytes, part.oldest, part.newest)
-    rest = [part for _, part in groups[len(shown) :]]
+    for group, sessions in shown:
+        yield _row("-" if group is None else group, sessions)
+    rest = groups[len(shown) :]
     if rest:
-        yield _row(
-            f"({len(rest):,} more)",
-            sum(part.count for part in rest),
-            sum(part.size_bytes for part in rest),
-            min(part.oldest for part in rest),
-            max(part.newest for part in rest),
-        )
+        yield _row(f"({len(rest):,} more)", [session for _, sessions in rest for session in sessions])
 
 
-def _row(name: str, count: int, size_bytes: int, oldest: datetime, newest: datetime) -> tuple[str, ...]:
-    return name, f"{count:,}", quantity.size(size_bytes), _minute(oldest), _minute(newest)
+def _row(name: str, sessions: Sequence[Session]) -> tuple[str, ...]:
+    first, last = min(sessions).created_at, max(sessions).created_at
+    return name, f"{len(sessions):,}", quantity.size(_bytes(sessions)), minute_text(first), minute_text(last)
 
 
-def _minute(moment: datetime) -> str:
-    return utc_text(moment)[:16].replace("T", " ")
+def _bytes(sessions: Sequence[Session]) -> int:
+    return sum(session.size_bytes for session in sessions)
 
 
 def _retention(plan: Plan, now: datetime) -> str:

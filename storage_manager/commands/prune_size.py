@@ -12,8 +12,6 @@ from storage_manager.jobs import prune
 from storage_manager.jobs.policy import PruneLimits, plan_prune
 from storage_manager.loop.history_file import earlier_deletions, writable_history_file
 
-NAME = "prune-size"
-
 
 def run(args: argparse.Namespace, context: Context) -> int:
     settings = context.settings
@@ -32,7 +30,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     limits = PruneLimits(limit_bytes, target_bytes, args.min_age_mins, args.keep_last, args.group, args.max_sessions)
     job = prune.Job(
         kind="prune",
-        command=NAME,
+        command=args.command,
         storage_dir=settings.storage_dir,
         planner=lambda snapshot, now: plan_prune(snapshot, limits, now),
         group=args.group,

@@ -13,6 +13,7 @@ from storage_manager.base.text import printable
 from storage_manager.base.times import utc_text
 from storage_manager.commands import Context
 from storage_manager.commands.outcome import carry_out, confirmed
+from storage_manager.config import SHORTEST_MAX_AGE_DAYS
 from storage_manager.jobs import prune
 from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import confirmed_of, plan_orphan_purge, plan_purge
@@ -21,11 +22,6 @@ from storage_manager.jobs.store_time import StoreTime
 from storage_manager.loop.history_file import earlier_deletions, writable_history_file
 from storage_manager.store.snapshot import Snapshot
 
-NAME = "purge"
-
-# A younger age than a minute keeps at most what was saved while the command was typed: it means everything.
-NO_AGE_DAYS = 1 / (24 * 60)
-
 
 def run(args: argparse.Namespace, context: Context) -> int:
     if args.orphans and args.group is not None:
@@ -33,19 +29,21 @@ def run(args: argparse.Namespace, context: Context) -> int:
 
     settings = context.settings
     store_time = StoreTime(context.clock)
+    # A younger age keeps at most what was saved while the command was typed.
+    means_everything = args.age_days < SHORTEST_MAX_AGE_DAYS
 
     def planner(snapshot: Snapshot, now: datetime) -> Plan:
         if args.orphans:
             plan = plan_orphan_purge(snapshot, args.age_days, now)
         else:
             plan = plan_purge(snapshot, args.age_days, args.group, now)
-        if args.age_days >= NO_AGE_DAYS and not (args.yes or args.dry_run):
+        if not means_everything and not (args.yes or args.dry_run):
             store_time.require_clock(plan, args.age_days, snapshot, settings.storage_dir, now, "use --yes")
         return plan
 
     job = prune.Job(
         kind="purge",
-        command=NAME,
+        command=args.command,
         storage_dir=settings.storage_dir,
         planner=planner,
         group=args.group,
@@ -58,7 +56,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         history=None if args.dry_run else writable_history_file(settings, context.log),
         earlier=lambda: earlier_deletions(settings, context.log),
     )
-    needs_answer = args.age_days < NO_AGE_DAYS and not (args.yes or args.dry_run)
+    needs_answer = means_everything and not (args.yes or args.dry_run)
     meant = _meant(job, context) if needs_answer else None
     if meant is not None:
         guids = frozenset(session.guid for session in (*meant.victims, *meant.swept))
@@ -66,7 +64,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     elif needs_answer:
         context.log.info("storage_manager.purge.cancelled", "cancelled; nothing was deleted", group=args.group)
         if args.json:
-            context.out.json({"command": NAME, "cancelled": True, "exit_code": EXIT_OK})
+            context.out.json({"command": args.command, "cancelled": True, "exit_code": EXIT_OK})
         else:
             context.out.line("cancelled; nothing was deleted")
         return EXIT_OK

@@ -10,6 +10,7 @@ from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
+from storage_manager.base.times import later
 from storage_manager.jobs import plan
 from storage_manager.jobs.orphans import Adoptable, adoptable
 from storage_manager.store.directory import Store, open_store
@@ -17,17 +18,15 @@ from storage_manager.store.holder import Holding, LockState, lock_state
 from storage_manager.store.inventory import IN_FLIGHT_AGE
 from storage_manager.store.names import ASIDE_PREFIX, LOCK_NAME
 from storage_manager.store.snapshot import (
-    ANOMALY_KINDS,
     ANOMALY_NOUNS,
     DANGLING,
-    FUTURE,
     IN_FLIGHT,
     ORPHAN,
     Anomaly,
     Session,
     Snapshot,
 )
-from storage_manager.store.survey import EXAMPLES, Totals, future_examples, take_snapshot
+from storage_manager.store.survey import EXAMPLES, Totals, examples_of, take_snapshot
 
 LEFTOVER = "leftover"
 LOCK = "lock"
@@ -169,10 +168,7 @@ def _judge(look: _Look) -> Checkup:
 
 def orphan_from(blob: Anomaly) -> datetime:
     """When a blob without an entry counts as an orphan: before, it may be in flight."""
-    try:
-        return blob.as_session().created_at + IN_FLIGHT_AGE
-    except OverflowError:  # at the end of the calendar
-        return datetime.max
+    return later(blob.as_session().created_at, IN_FLIGHT_AGE)
 
 
 def _is_there(store: Store, name: str) -> bool:
@@ -186,27 +182,20 @@ def _is_there(store: Store, name: str) -> bool:
 
 
 def _anomalies(snapshot: Snapshot, now: datetime, is_busy: bool) -> Iterator[Finding]:
-    totals = snapshot.anomaly_totals()
-    for kind in ANOMALY_KINDS:
-        if kind not in totals:
-            continue
-        count, size_bytes = totals[kind]
-        found = [anomaly for anomaly in snapshot.anomalies if anomaly.kind == kind]
+    for kind, (count, size_bytes) in snapshot.anomaly_totals().items():
         remedy, needs_attention = REMEDIES[kind], kind != IN_FLIGHT
-        if kind == IN_FLIGHT and any(_is_ahead(anomaly, now) for anomaly in found):
-            found.sort(key=lambda anomaly: anomaly.modified_at or now, reverse=True)
+        if kind == IN_FLIGHT and any(_is_ahead(anomaly, now) for anomaly in snapshot.anomalies):
+            newest_first = sorted(snapshot.anomalies, key=lambda anomaly: anomaly.modified_at or now, reverse=True)
+            snapshot = snapshot._replace(anomalies=newest_first)
             remedy, needs_attention = REMEDIES[AHEAD], True
-        examples = [f"{printable(anomaly.name, 200)} ({anomaly.detail})" for anomaly in found[:EXAMPLES]]
-        if kind == FUTURE:
-            examples = future_examples(snapshot)
         if kind == DANGLING:
-            examples = [session.guid for session in snapshot.dangling[:EXAMPLES]]
             needs_attention = not is_busy  # a run deletes blobs first
-        yield Finding(kind, count, size_bytes, examples, remedy, needs_attention)
+        yield Finding(kind, count, size_bytes, examples_of(kind, snapshot), remedy, needs_attention)
 
 
 def _is_ahead(anomaly: Anomaly, now: datetime) -> bool:
-    return anomaly.modified_at is not None and anomaly.modified_at - now > IN_FLIGHT_AGE
+    modified_at = anomaly.modified_at if anomaly.kind == IN_FLIGHT else None
+    return modified_at is not None and modified_at - now > IN_FLIGHT_AGE
 
 
 def _files(leftovers: Mapping[str, int], is_busy: bool) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple, Optional
 
 from storage_manager.base.quantity import LARGEST_SIZE_BYTES
@@ -68,15 +69,8 @@ _Key = tuple[str, str, str]
 def decode(data: bytes, is_this_store: Callable[[str], bool]) -> list[Line]:
     """The lines about a store. What is torn, or none of ours, is passed over."""
     lines = (_line(text) for text in data.split(b"\n") if text.startswith(b"{"))
-    stores: dict[str, bool] = {}
-    found = []
-    for line in lines:
-        if line is not None:
-            if line.storage_dir not in stores:
-                stores[line.storage_dir] = is_this_store(line.storage_dir)
-            if stores[line.storage_dir]:
-                found.append(line)
-    return found
+    is_this_store = cache(is_this_store)
+    return [line for line in lines if line is not None and is_this_store(line.storage_dir)]
 
 
 def runs(lines: Iterable[Line]) -> list[Run]:

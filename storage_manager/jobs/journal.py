@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import NamedTuple, Optional
 
 from storage_manager.base.append import append_line
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, describe_errno, errno_name
+from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, described, errno_name
 from storage_manager.base.log import EventLog
 from storage_manager.base.strict_json import compact
 from storage_manager.base.times import utc_text
@@ -89,14 +89,14 @@ class Journal:
             batch = sessions[start : start + BATCH]
             stayed = self._settle()
             self._announced = batch
-            self._write(stayed=stayed, going=_joined(session.guid for session in batch))
+            self._write(stayed=stayed, going=" ".join(session.guid for session in batch))
             yield from batch
 
     def announce(self, sessions: Sequence[Session]) -> None:
         """What happens to all of them at once."""
         self._announced = sessions
         for start in range(0, len(sessions), BATCH):
-            self._write(going=_joined(session.guid for session in sessions[start : start + BATCH]))
+            self._write(going=" ".join(session.guid for session in sessions[start : start + BATCH]))
 
     def done(self, session: Session) -> None:
         """What was announced has been done to this one."""
@@ -107,7 +107,7 @@ class Journal:
         """The entries of these, which had no blob, are gone."""
         self._swept_count += len(guids)
         for start in range(0, len(guids), BATCH):
-            self._write(swept=_joined(guids[start : start + BATCH]))
+            self._write(swept=" ".join(guids[start : start + BATCH]))
 
     def _settle(self) -> str:
         """Count what was done of the sessions announced, and forget them. Returns those that stayed."""
@@ -121,7 +121,7 @@ class Journal:
         if len(done) == len(announced):
             return ""
         gone = {session.guid for session in done}
-        return _joined(session.guid for session in announced if session.guid not in gone)
+        return " ".join(session.guid for session in announced if session.guid not in gone)
 
     def _write(self, **told: object) -> None:
         self._has_begun = True
@@ -142,14 +142,11 @@ class Journal:
             "removed_count": self.removed_count,
             **told,
         }
-        number = None
         try:
             append_line(self._file.path, compact(line).encode() + b"\n", MOST_BYTES)
             return
-        except OSError as error:
-            problem, number = describe_errno(error), errno_name(error.errno)
         except Exception as error:  # noqa: BLE001  # telling of a deletion must never end one
-            problem = str(error) or type(error).__name__
+            problem, number = described(error), errno_name(getattr(error, "errno", None))
         if self._has_failed:
             return
         self._has_failed = True
@@ -160,7 +157,3 @@ class Journal:
             file=self._file.path,
             errno=number,
         )
-
-
-def _joined(guids: Iterable[str]) -> str:
-    return " ".join(guids)

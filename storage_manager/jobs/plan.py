@@ -56,8 +56,8 @@ class Plan(NamedTuple):
     """Healthy sessions to delete, oldest first."""
     swept: Sequence[Session]
     """Dangling entries to remove along with them."""
-    reason: str
-    """Why the victims go; those of `reasons` before it go for another."""
+    reasons: Sequence[tuple[int, str]]
+    """(how many of them, why they go), in their order; of a plan without victims, why some would have gone."""
     kept: Sequence[Keep]
     current_bytes: int
     planned_bytes: int
@@ -68,8 +68,6 @@ class Plan(NamedTuple):
     """What keeps the usage above the target, in bytes by cause; empty when the target is met."""
     are_orphans: bool = False
     """Whether the victims are blobs without entries, with their time of modification as that of their creation."""
-    reasons: Sequence[tuple[int, str]] = ()
-    """(how many of the oldest, why they go), for those that do not go for `reason`."""
     surplus_count: int = 0
     """How many more sessions stay than may, because they are protected."""
 
@@ -93,7 +91,7 @@ class Plan(NamedTuple):
     def chosen(self) -> Iterator[tuple[Session, str]]:
         """The victims, each with why it goes."""
         start = 0
-        for count, reason in (*self.reasons, (len(self.victims), self.reason)):
+        for count, reason in self.reasons:
             for session in self.victims[start : start + count]:
                 yield session, reason
             start += count
@@ -101,9 +99,7 @@ class Plan(NamedTuple):
     @property
     def why(self) -> str:
         """Every reason, in the order of the victims."""
-        first = sum(count for count, _ in self.reasons)
-        reasons = [reason for _, reason in self.reasons]
-        return "; ".join(reasons + ([self.reason] if first < len(self.victims) or not reasons else []))
+        return "; ".join(reason for _, reason in self.reasons)
 
     def decisions(self) -> Iterator[tuple[str, Session, str]]:
         """(action, session, reason) of every session and dangling entry the plan speaks of."""

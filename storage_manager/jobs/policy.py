@@ -76,13 +76,11 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
         (sized - aged, "oldest first, over the limit"),
         (count - sized, f"oldest first, more than {limits.max_sessions or 0:,} sessions"),
     ]
-    reasons = [(chosen, reason) for chosen, reason in reasons if chosen] or reasons[1:2]
     kept = [Keep("not_needed", "within the limit", sessions[count:protected_from]), *protections]
     return Plan(
         victims=sessions[:count],
         swept=_older_dangling(scope, sessions[:count]),
-        reason=reasons[-1][1],
-        reasons=reasons[:-1],
+        reasons=[(chosen, reason) for chosen, reason in reasons if chosen] or reasons[1:2],
         kept=[keep for keep in kept if keep.sessions],
         current_bytes=usage,
         planned_bytes=usage - freed,
@@ -96,7 +94,7 @@ def plan_nothing(snapshot: Snapshot) -> Plan:
     """Delete nothing, whatever there is."""
     usage = snapshot.usage_bytes
     kept = [Keep("not_needed", "deletion is switched off", snapshot.sessions)] if snapshot.sessions else []
-    return Plan((), (), "", kept, usage, usage, None, {})
+    return Plan((), (), (), kept, usage, usage, None, {})
 
 
 # What the deletions of a client leave that is at work, or two that raced each other: so many entries without a blob, or
@@ -141,13 +139,13 @@ def held_back(plan: Plan, most: Optional[Share], session_count: int) -> bool:
     return most is not None and len(plan.victims) > most.of(session_count)
 
 
-def clock_is_doubtful(plan: Plan, age_days: float, now: datetime, latest: Optional[datetime]) -> bool:
+def clock_is_doubtful(plan: Plan, age_days: float, now: datetime, latest: datetime) -> bool:
     """Whether a purge would delete everything only because the clock is far ahead of all that the store shows.
 
     `latest` is the latest moment that it shows. Sessions of the future stay whatever the clock says, and prove nothing.
     """
     is_all = all(session.created_at > now for keep in plan.kept for session in keep.sessions)
-    if latest is None or not is_all or len(plan.victims) <= HANDFUL:
+    if not is_all or len(plan.victims) <= HANDFUL:
         return False
     return (now - latest).total_seconds() > max(age_days * 86_400, QUIET_AGE.total_seconds())
 
@@ -175,6 +173,7 @@ def first_of(plan: Plan, most: int) -> Plan:
         return plan
     return plan._replace(
         victims=plan.victims[:most],
+        reasons=[(most, plan.why)],
         kept=[Keep("too_many", f"more than {most:,}", later), *plan.kept],
         planned_bytes=plan.planned_bytes + sum(session.size_bytes for session in later),
     )
@@ -197,7 +196,7 @@ def _plan_by_age(sessions: Sequence[Session], usage_bytes: int, age_days: float,
     return Plan(
         victims=victims,
         swept=(),
-        reason=reason,
+        reasons=[(len(victims), reason)],
         kept=[Keep("too_young", f"younger than {age_days:g} days", rest)] if rest else [],
         current_bytes=usage_bytes,
         planned_bytes=usage_bytes - sum(session.size_bytes for session in victims),

@@ -7,7 +7,7 @@ from typing import Optional
 
 from storage_manager.base.clock import Clock
 from storage_manager.base.env_file import read_env_file
-from storage_manager.base.errors import describe_errno
+from storage_manager.base.errors import described
 from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
 from storage_manager.config import (
@@ -167,9 +167,8 @@ class EnvFile:
         try:
             found = self._found = read_env_file(self._path, self._clock)
         except (OSError, ValueError) as error:
-            reason = describe_errno(error) if isinstance(error, OSError) else str(error)
             path = printable(self._path, 200)
-            self.trouble = Fallback(self._source, path, "the last good settings", reason)
+            self.trouble = Fallback(self._source, path, "the last good settings", described(error))
             if self._values is None:
                 remedy = "Correct the file: the next cycle reads it, or SIGHUP makes the loop read it at once"
                 self.trouble = self.trouble._replace(default=NONE, is_error=True, remedy=remedy)

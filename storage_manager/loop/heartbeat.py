@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.process import GONE, STOPPED, Process
-from storage_manager.base.times import utc_text
+from storage_manager.base.times import later, utc_text
 from storage_manager.loop.sighting import Sighting
 
 CYCLE: Final = "cycle"
@@ -120,14 +120,6 @@ def reset_clock(heartbeat: Heartbeat, present: datetime, now: datetime) -> Heart
         cycle_started_at=started and later(started, step),
         last_success_at=success and later(success, step),
     )
-
-
-def later(moment: datetime, by: timedelta) -> datetime:
-    """The end of the calendar where it is that far off."""
-    try:
-        return moment + by
-    except OverflowError:
-        return datetime.max if by > timedelta() else datetime.min
 
 
 # The verdict

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
 from typing import Optional
 
 from storage_manager.base.append import older
-from storage_manager.base.errors import describe_errno, errno_name
+from storage_manager.base.errors import described, errno_name
 from storage_manager.base.log import EventLog, log_files
 from storage_manager.base.text import printable
-from storage_manager.config import Fallback, Settings, default_file, report_fallbacks
+from storage_manager.config import OFF, Fallback, Settings, default_file, default_files_beside, report_fallbacks
 from storage_manager.jobs.history import Line, decode, deleted_by
 from storage_manager.jobs.journal import MOST_BYTES, HistoryFile
 from storage_manager.jobs.plan import Deleted
 from storage_manager.loop.status_file import is_one_place, place_of, read_file, refusal
-
-OFF = "off"
-_DEFAULT = re.compile(r"storage_manager-(\d+)(-[0-9a-f]{8}\.history)", re.ASCII)
-
-# The last line of a file may be longer than there was room for.
-_MARGIN_BYTES = MOST_BYTES
 
 
 def history_file(settings: Settings) -> Optional[HistoryFile]:
@@ -54,21 +46,17 @@ def earlier_deletions(settings: Settings, log: EventLog) -> Deleted:
     file = history_file(settings)
     if file is None:
         return Deleted()
-    number = None
     try:
         return deleted_by(read_history(file) or ())
-    except OSError as error:
-        problem, number = describe_errno(error), errno_name(error.errno)
-    except ValueError as error:
-        problem = str(error)
-    log.warning(
-        "storage_manager.history_failed",
-        f"cannot read the history {file.path}: {problem}; what earlier runs have deleted is not known. "
-        f"Mend it, or name another file: {file.variable}",
-        file=file.path,
-        errno=number,
-    )
-    return Deleted()
+    except (OSError, ValueError) as error:
+        log.warning(
+            "storage_manager.history_failed",
+            f"cannot read the history {file.path}: {described(error)}; what earlier runs have deleted is not known. "
+            f"Mend it, or name another file: {file.variable}",
+            file=file.path,
+            errno=errno_name(getattr(error, "errno", None)),
+        )
+        return Deleted()
 
 
 def read_history(file: HistoryFile) -> Optional[list[Line]]:
@@ -78,7 +66,7 @@ def read_history(file: HistoryFile) -> Optional[list[Line]]:
     # The newer one first: what is rotated meanwhile is then read twice, not missed.
     for name in (file.path, older(file.path)):
         try:
-            found.append(read_file(name, MOST_BYTES + _MARGIN_BYTES))
+            found.append(read_file(name, 2 * MOST_BYTES))  # one line alone may be longer than there was room for
         except FileNotFoundError:
             found.append(b"")
     newer, before = found
@@ -89,13 +77,7 @@ def read_history(file: HistoryFile) -> Optional[list[Line]]:
 
 def others(path: str) -> list[str]:
     """The histories of the same store that other users' runs have written, where `path` is a default one."""
-    directory, name = os.path.split(path)
-    default = _DEFAULT.fullmatch(name)
-    if default is None:
-        return []
     try:
-        names = sorted(os.listdir(directory))
+        return default_files_beside(path, "store", "kind")
     except OSError:  # then there is nothing of this user's, either
         return []
-    beside = ((other, _DEFAULT.fullmatch(other)) for other in names if other != name)
-    return [os.path.join(directory, other) for other, match in beside if match and match.group(2) == default.group(2)]

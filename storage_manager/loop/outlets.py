@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Optional, TypeVar
 
-from storage_manager.base.errors import describe_errno, errno_name
+from storage_manager.base.errors import described, errno_name
 from storage_manager.base.log import EventLog, log_files
 from storage_manager.base.text import printable
 from storage_manager.config import Fallback, Settings
@@ -102,13 +102,10 @@ class Outlets:
         self, verb: str, file: str, action: Callable[[], Optional[Content]], name: Optional[str] = None
     ) -> Optional[Content]:
         """Do what may fail; an event when it fails in another way than the last time. `name` is what names the file."""
-        number = None
         try:
             done = action()
-        except OSError as error:
-            problem, number = describe_errno(error), errno_name(error.errno)
         except Exception as error:  # noqa: BLE001  # telling of the loop must never end it
-            problem = str(error) or type(error).__name__
+            problem, number = described(error), errno_name(getattr(error, "errno", None))
         else:
             self._problems.pop((verb, file), None)
             return done

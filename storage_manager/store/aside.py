@@ -16,13 +16,13 @@ from storage_manager.base.errors import CommitContended, StoreError, failing_as
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import from_timestamp
 from storage_manager.store.directory import CREATE, Store, close, write_all
-from storage_manager.store.names import ASIDE_PREFIX, METADATA_NAME, PREV_NAME, previous_names
+from storage_manager.store.names import ASIDE_PREFIX, FORMAT, GUID, METADATA_NAME, PREV_NAME, previous_names
 
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 _CHUNK_BYTES = 1 << 20
 
-_guids_in = re.compile(rb"(?=([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}))").findall
-_formats_in = re.compile(rb'"format"\s{0,4}:\s{0,4}"([a-z0-9][a-z0-9_+-]{0,31})"').findall
+_guids_in = re.compile(f"(?=({GUID}))".encode()).findall
+_formats_in = re.compile(rf'"format"\s{{0,4}}:\s{{0,4}}"({FORMAT})"'.encode()).findall
 _OVERLAP_BYTES = 128
 """More than the longest of what is searched for."""
 
@@ -137,10 +137,9 @@ def told_by(store: Store, name: str) -> Told:
     with open(fd, "rb") as file, failing_as("read", store.file(name)):
         told = Told(from_timestamp(os.fstat(fd).st_mtime), set(), set())
         tail = b""
-        while True:
-            data = file.read(_CHUNK_BYTES)
-            if not data:
-                return told
-            told.guids.update(guid.decode() for guid in _guids_in(tail + data))
-            told.formats.update(extension.decode() for extension in _formats_in(tail + data))
-            tail = (tail + data)[-_OVERLAP_BYTES:]
+        while data := file.read(_CHUNK_BYTES):
+            text = tail + data
+            told.guids.update(guid.decode() for guid in _guids_in(text))
+            told.formats.update(extension.decode() for extension in _formats_in(text))
+            tail = text[-_OVERLAP_BYTES:]
+    return told

@@ -205,7 +205,6 @@ def _parse_from(
     add_key, add_start, add_end = keys.append, starts.append, ends.append
     scan = _scan_once
     window = _WINDOW_BYTES
-    pos = 0
     # The text is decoded a window at a time, so that there is never a second copy of a large file in memory.
     # Latin-1 gives every byte its own character: offsets in the text are offsets in the bytes.
     while not done:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Optional, Union
 
+from storage_manager.base.quantity import LARGEST_SIZE_BYTES
 from storage_manager.base.times import parse_time
 from storage_manager.store.names import is_format, is_guid
 from storage_manager.store.snapshot import Session
 
 _BAD_FORMAT = "its format is not a plain lower-case extension"
-
-# No file system holds more; a larger claim only makes sums that nobody can read.
-_LARGEST_SIZE_BYTES = 1 << 63
 NOT_SEEN = -1
 """The size of a session whose blob was not found."""
 
@@ -67,8 +65,8 @@ def entry_visitor(
         group = find("group")
         group = groups.setdefault(group, group) if type(group) is str else None
         declared = find("size")
-        if type(declared) is not int or not 0 <= declared <= _LARGEST_SIZE_BYTES:
-            declared = None
+        if type(declared) is not int or not 0 <= declared <= LARGEST_SIZE_BYTES:
+            declared = None  # a larger claim only makes sums that nobody can read
         size = take_size(f"{key}.{known}", NOT_SEEN)
         session = new_tuple(Session, (created_at, key, known, group, declared, size))
         if size >= 0:

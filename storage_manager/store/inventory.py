@@ -184,8 +184,5 @@ def mark(name: str, status: os.stat_result) -> int:
 
 
 def _file_type(mode: int) -> str:
-    checks: list[tuple[Any, str]] = [
-        (stat.S_ISLNK, "symbolic link"), (stat.S_ISDIR, "directory"), (stat.S_ISFIFO, "FIFO"),
-        (stat.S_ISSOCK, "socket"),
-    ]  # fmt: skip
-    return next((text for check, text in checks if check(mode)), "device")
+    names = {stat.S_IFLNK: "symbolic link", stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+    return names.get(stat.S_IFMT(mode), "device")

@@ -36,7 +36,6 @@ from storage_manager.store.names import LOCK_NAME
 
 # How often a waiting prune looks again; flock has no time-out of its own.
 RETRY_SECS = 0.1
-_HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 
 
 class PruneLock:
@@ -204,10 +203,11 @@ def _lock_directory(store: Store, clock: Clock) -> Optional[int]:
         guard = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=store.dir_fd)
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         close(guard)
-        if error.errno in _HELD:
-            raise _busy(store, holder_at_path(store, clock)) from error
+        raise _busy(store, holder_at_path(store, clock)) from error
+    except OSError:
+        close(guard)
         return None  # NFS, for one, locks only what is open for writing; the lock file decides alone there
     return guard
 
@@ -237,9 +237,9 @@ def _flock(store: Store, fd: int) -> bool:
     """False when somebody holds it. Raises LockUnavailable where locks do not work."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError as error:
-        if error.errno in _HELD:
-            return False
         raise LockUnavailable(
             f"cannot lock {store.file(LOCK_NAME)}: {describe_errno(error)}. This file system offers no flock; "
             f"storage_manager never prunes unlocked. Use a local file system, or NFS with its lock service"
@@ -285,7 +285,7 @@ def _consider_leftover(store: Store, log: EventLog, clock: Clock, fd: int, stale
         )
         return
     age_secs = age_secs_of(fd, clock)
-    busy = _busy(store, {"pid": int(previous_pid), "generation": "previous", "age_secs": round(age_secs, 1)})
+    busy = _busy(store, {"pid": int(previous_pid), "generation": "previous", "age_secs": age_secs})
     if judge(line, age_secs, stale_secs, clock)[0] is not Holding.LEFT_OVER:
         raise busy
     log.warning(

@@ -1,4 +1,4 @@
-"""What is around every run that changes a store: the lock, recovery before anything else, one report of failure."""
+"""What is around every run that changes a store: the lock, and recovery before anything else."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ is_commit_file = re.compile(r"\.metadata\.json\.(?:tmp|prev(?:\.\d)?|torn-.*)", 
 # chance; then the files wait for the next run.
 MOST_PREVIOUS = 8
 
-_GUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+GUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 # The client writes lower-case extensions; with anything else an entry could not name its blob for certain.
-_FORMAT = r"[a-z0-9][a-z0-9_+-]{0,31}"
+FORMAT = r"[a-z0-9][a-z0-9_+-]{0,31}"
 
-is_guid = re.compile(_GUID).fullmatch
-is_format = re.compile(_FORMAT).fullmatch
+is_guid = re.compile(GUID).fullmatch
+is_format = re.compile(FORMAT).fullmatch
 # Wider than what a session's blob may be called: the blob of a corrupt entry takes up space, too.
-is_blob_name = re.compile(rf"{_GUID}\.[A-Za-z0-9][A-Za-z0-9._+-]{{0,63}}").fullmatch
+is_blob_name = re.compile(rf"{GUID}\.[A-Za-z0-9][A-Za-z0-9._+-]{{0,63}}").fullmatch
 GUID_LENGTH = 36
 
 

@@ -51,10 +51,6 @@ class Reading:
         self.status = status
         self.data = data
 
-    @property
-    def identity(self) -> Identity:
-        return _identity(self.status)
-
     def keys(self) -> list[str]:
         """What metadata.json had entries for."""
         return parse(self.data).keys
@@ -66,7 +62,7 @@ class Reading:
         clock changes neither the size nor the time stamp.
         """
         with failing_as("read again", self.path):
-            return _identity(os.fstat(self.fd)) == self.identity and _same_bytes(self.fd, self.data)
+            return _identity(os.fstat(self.fd)) == _identity(self.status) and _same_bytes(self.fd, self.data)
 
     def close(self) -> None:
         close(self.fd)

@@ -1,7 +1,7 @@
-"""The vocabulary: what a store holds, what is to be done about it, and what came of it.
+"""What a store holds: sessions, dangling entries, anomalies, and the sums of them.
 
-Values are NamedTuples rather than dataclasses: as immutable, but a tenth of the cost to create (a scan makes
-one per session) and nothing to import.
+Values are NamedTuples rather than dataclasses: as immutable, several times cheaper to create (a look makes one for
+each session), and nothing to import.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from itertools import islice
 from stat import S_ISREG
 from typing import NamedTuple, Optional
 
@@ -18,7 +19,7 @@ from storage_manager.store.document import visit_members
 from storage_manager.store.inventory import Inventory
 from storage_manager.store.names import METADATA_NAME, is_blob_name
 from storage_manager.store.reading import READ_PATIENCE_SECS, Reading, read_stable
-from storage_manager.store.snapshot import ANOMALY_KINDS, ANOMALY_NOUNS, DANGLING, FUTURE, IN_FLIGHT, Snapshot
+from storage_manager.store.snapshot import ANOMALY_NOUNS, DANGLING, FUTURE, IN_FLIGHT, Snapshot
 
 # A report names this many of a kind; thousands of orphans, found again each hour, must not fill the log.
 EXAMPLES = 5
@@ -46,18 +47,14 @@ def survey(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optiona
 
     Takes no lock. The caller closes the reading. Raises MetadataCorrupt, ListingIncomplete, StoreError, Interrupted.
     """
-    for _ in range(LISTINGS - 1):
-        with suppress(ListingIncomplete):
-            return _look(store, clock, log)
-    return _look(store, clock, log)
+    with clock.doing("looking at the store"):
+        for _ in range(LISTINGS - 1):
+            with suppress(ListingIncomplete):
+                return _look(store, clock, log)
+        return _look(store, clock, log)
 
 
 def _look(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optional[Reading]]:
-    with clock.doing("looking at the store"):
-        return _look_once(store, clock, log)
-
-
-def _look_once(store: Store, clock: Clock, log: EventLog) -> tuple[Snapshot, Optional[Reading]]:
     def list_files() -> Inventory:
         with clock.doing("listing the files"):
             return Inventory(store, clock.progress)
@@ -122,26 +119,21 @@ def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog, told: O
 
     Nothing is said again of what was `told` by an earlier look of the same cycle.
     """
-    names: dict[str, list[str]] = {kind: [] for kind in ANOMALY_KINDS}
-    for anomaly in snapshot.anomalies:
-        if len(names[anomaly.kind]) < EXAMPLES:
-            names[anomaly.kind].append(f"{printable(anomaly.name, 200)} ({anomaly.detail})")
-    names[DANGLING] = [session.guid for session in snapshot.dangling[:EXAMPLES]]
-    names[FUTURE] = future_examples(snapshot)
     totals = snapshot.anomaly_totals()
     for kind, (count, size_bytes) in totals.items():
         if told is not None and told.anomaly_totals.get(kind) == (count, size_bytes):
             continue
+        examples = examples_of(kind, snapshot)
         # A save or a delete under way is everyday life; the rest wants somebody's attention.
         emit = log.info if kind in (IN_FLIGHT, DANGLING) else log.warning
         emit(
             "storage_manager.anomaly",
-            f"{quantity.counted(count, ANOMALY_NOUNS[kind])}, {quantity.size(size_bytes)}: {', '.join(names[kind][:2])}"
+            f"{quantity.counted(count, ANOMALY_NOUNS[kind])}, {quantity.size(size_bytes)}: {', '.join(examples[:2])}"
             + (", ..." if count > 2 else ""),
             kind=kind,
             count=count,
             size_bytes=size_bytes,
-            examples=names[kind],
+            examples=examples,
             storage_dir=storage_dir,
         )
     # An empty metadata.json says nothing: the client makes one wherever it is started.
@@ -152,8 +144,14 @@ def report_findings(snapshot: Snapshot, storage_dir: str, log: EventLog, told: O
     return Totals(len(snapshot.sessions), snapshot.usage_bytes, totals, below)
 
 
-def future_examples(snapshot: Snapshot) -> list[str]:
-    return [f"{session.guid} (dated {utc_text(session.created_at)})" for session in snapshot.future[:EXAMPLES]]
+def examples_of(kind: str, snapshot: Snapshot) -> list[str]:
+    """The first anomalies of a kind, as people are shown them."""
+    if kind == DANGLING:
+        return [session.guid for session in snapshot.dangling[:EXAMPLES]]
+    if kind == FUTURE:
+        return [f"{session.guid} (dated {utc_text(session.created_at)})" for session in snapshot.future[:EXAMPLES]]
+    found = islice((anomaly for anomaly in snapshot.anomalies if anomaly.kind == kind), EXAMPLES)
+    return [f"{printable(anomaly.name, 200)} ({anomaly.detail})" for anomaly in found]
 
 
 def report_unknown_group(snapshot: Snapshot, group: Optional[str], storage_dir: str, log: EventLog) -> None:

@@ -18,9 +18,9 @@ from loops import loop
 from stores import ROOT, blobs, clean_environment, event, events, make_store, run_tool
 
 from storage_manager.base.process import this_boot
-from storage_manager.base.times import parse_time, utc_text
+from storage_manager.base.times import later, parse_time, utc_text
 from storage_manager.config import read_settings
-from storage_manager.loop.heartbeat import later, reset_clock
+from storage_manager.loop.heartbeat import reset_clock
 from storage_manager.loop.heartbeat_json import as_json, decode
 
 Asked = subprocess.CompletedProcess[str]
