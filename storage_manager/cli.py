@@ -213,14 +213,7 @@ def _build_logger(args: argparse.Namespace, settings: Settings) -> tuple[logging
     if told:
         for handler in logger.handlers:
             handler.addFilter(lambda record: getattr(record, "event", None) not in told)
-    fallbacks = []
-    if settings.log_file and not args.chosen.quiet:
-        problem = _add_log_file(logger, settings, settings.log_file)
-        if problem is not None:
-            fallbacks.append(
-                Fallback(f"{settings.prefix}_LOG_FILE", printable(settings.log_file, 200), "no log file", problem)
-            )
-    return logger, fallbacks
+    return logger, [] if args.chosen.quiet else _add_log_file(logger, settings)
 
 
 def _without_repetition() -> Callable[[logging.LogRecord], bool]:
@@ -267,12 +260,20 @@ def _answer(args: argparse.Namespace, run: Run, context: Context, held_back: Opt
             held_back.tell()
 
 
-def _add_log_file(logger: logging.Logger, settings: Settings, path: str) -> Optional[str]:
-    """What is wrong with the path, or None."""
-    from storage_manager.loop.status_file import refusal  # few runs have a log file
+def _add_log_file(logger: logging.Logger, settings: Settings) -> list[Fallback]:
+    """If the settings name one. Returns what is wrong with it."""
+    if settings.log_file is None:
+        return []
+    from storage_manager.loop.own_files import LOG, refused_files  # few runs have a log file
 
-    taken = [] if settings.env_file is None else [settings.env_file]
-    return refusal(path, settings.storage_dir, taken) or add_log_file(logger, path)
+    refused = refused_files(settings).get(LOG)
+    if refused is None:
+        problem = add_log_file(logger, settings.log_file)
+        if problem is None:
+            return []
+        path = printable(settings.log_file, 200)
+        refused = Fallback(f"{settings.prefix}_{LOG}", path, "no log file", problem)
+    return [refused]
 
 
 def _ship(logger: logging.Logger, log: EventLog, settings: Settings) -> None:
@@ -294,8 +295,7 @@ def _wrong_usage(wrong: WrongUsage) -> int:
     # On a terminal the sentence stands there already.
     show = stream is not None and not stream.isatty()
     logger = build_logger(stream if show else None, settings.log_json is not False, logging.INFO)
-    if settings.log_file:
-        _add_log_file(logger, settings, settings.log_file)
+    _add_log_file(logger, settings)
     log = EventLog(logger)
     _ship(logger, log, settings)
     command = wrong.parser.prog.partition(" ")[2] or None

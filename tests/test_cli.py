@@ -979,9 +979,9 @@ def test_a_late_import_that_fails_is_one_sentence(
     here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOFR_DIG_LOG_FILE", str(tmp_path / "log"))
-    monkeypatch.setitem(sys.modules, "storage_manager.loop.status_file", None)
+    monkeypatch.setitem(sys.modules, "storage_manager.loop.own_files", None)
     assert cli.main(["list"]) == 1
-    assert re.fullmatch("storage_manager: cannot start: .*status_file.*\n", capfd.readouterr().err)
+    assert re.fullmatch("storage_manager: cannot start: .*own_files.*\n", capfd.readouterr().err)
 
 
 def test_every_command_module_is_on_the_command_line() -> None:

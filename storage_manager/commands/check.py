@@ -18,7 +18,7 @@ from storage_manager.jobs.checkup import LEFTOVER, Checkup, check_up, foresee_ad
 from storage_manager.jobs.orphans import Adoptable
 from storage_manager.jobs.progress import Progress, telling
 from storage_manager.jobs.repair import NOTHING_CHANGED, Adoption, Repair, Terms, adopt, repair
-from storage_manager.loop.history_file import writable_history_file
+from storage_manager.loop.own_files import writable_history_file
 from storage_manager.store.snapshot import DANGLING, IN_FLIGHT, ORPHAN, Anomaly, Session
 
 

@@ -14,7 +14,8 @@ from storage_manager.base.errors import EXIT_FAILED, EXIT_OK
 from storage_manager.base.text import printable
 from storage_manager.commands import Context
 from storage_manager.commands.tables import table
-from storage_manager.config import NONE, Row, absolute
+from storage_manager.config import NONE, Row, absolute, explained
+from storage_manager.loop.own_files import refused_files
 from storage_manager.store.names import METADATA_NAME
 
 # The store, the settings file, the programs, the table's header, what is only named, and a prompt.
@@ -25,6 +26,8 @@ _NARROWEST = 20
 
 def run(args: argparse.Namespace, context: Context) -> int:
     settings, rows, unknown = context.explain()
+    refused = {fallback.variable: explained(fallback) for fallback in refused_files(settings).values()}
+    rows = [row._replace(problem=row.problem or refused.get(row.variable, "")) for row in rows]
     storage_dir = absolute(settings.storage_dir)
     has_problem = bool(unknown) or any(row.problem for row in rows)
     exit_code = EXIT_FAILED if has_problem else EXIT_OK

@@ -16,7 +16,7 @@ from storage_manager.commands import Context
 from storage_manager.config import Settings, absolute, default_files_beside, limit_text
 from storage_manager.loop.heartbeat import CYCLE, Heartbeat, ago, present, verdict
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, as_json, decode
-from storage_manager.loop.status_file import is_one_place, read_file
+from storage_manager.loop.status_file import is_one_place, read_file, refusal
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -66,6 +66,9 @@ def _examine(settings: Settings) -> tuple[Optional[Heartbeat], Optional[str]]:
         other = _under_another_name(settings)
         if other is not None:
             return other, None
+        refused = refusal(path, settings.storage_dir)
+        if refused is not None:
+            return None, f"run-loop does not write the heartbeat file {path}: {refused}"
         whose = f"run-loop writes it: does it run, as this user and for {settings.storage_dir}?"
         return None, f"there is no heartbeat file {path}; {whose}"
     except OSError as error:

@@ -10,7 +10,8 @@ from storage_manager.commands.outcome import carry_out
 from storage_manager.config import limit_text
 from storage_manager.jobs import prune
 from storage_manager.jobs.policy import PruneLimits, plan_prune
-from storage_manager.loop.history_file import earlier_deletions, writable_history_file
+from storage_manager.loop.history_file import earlier_deletions
+from storage_manager.loop.own_files import writable_history_file
 
 
 def run(args: argparse.Namespace, context: Context) -> int:

@@ -19,7 +19,8 @@ from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import confirmed_of, plan_orphan_purge, plan_purge
 from storage_manager.jobs.progress import Progress, telling
 from storage_manager.jobs.store_time import StoreTime
-from storage_manager.loop.history_file import earlier_deletions, writable_history_file
+from storage_manager.loop.history_file import earlier_deletions
+from storage_manager.loop.own_files import writable_history_file
 from storage_manager.store.snapshot import Snapshot
 
 

@@ -6,13 +6,13 @@ from typing import Optional
 
 from storage_manager.base.append import older
 from storage_manager.base.errors import described, errno_name
-from storage_manager.base.log import EventLog, log_files
+from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
-from storage_manager.config import OFF, Fallback, Settings, default_file, default_files_beside, report_fallbacks
+from storage_manager.config import OFF, Settings, default_file, default_files_beside
 from storage_manager.jobs.history import Line, decode, deleted_by
 from storage_manager.jobs.journal import MOST_BYTES, HistoryFile
 from storage_manager.jobs.plan import Deleted
-from storage_manager.loop.status_file import is_one_place, place_of, read_file, refusal
+from storage_manager.loop.status_file import is_one_place, place_of, read_file
 
 
 def history_file(settings: Settings) -> Optional[HistoryFile]:
@@ -23,22 +23,6 @@ def history_file(settings: Settings) -> Optional[HistoryFile]:
     elif path.lower() == OFF:
         return None
     return HistoryFile(path, printable(place), f"{settings.prefix}_HISTORY_FILE")
-
-
-def writable_history_file(settings: Settings, log: EventLog) -> Optional[HistoryFile]:
-    """The same; None, after an event, where it could be a part of the store or belongs to another setting."""
-    file = history_file(settings)
-    if file is None:
-        return None
-    taken = [] if settings.log_file is None else log_files(settings.log_file)
-    others = (settings.heartbeat_file, settings.metrics_file, settings.env_file)
-    taken += [path for path in others if path is not None]
-    for path in (file.path, older(file.path)):
-        reason = refusal(path, settings.storage_dir, taken)
-        if reason is not None:
-            report_fallbacks([Fallback(file.variable, printable(file.path, 80), "no history", reason)], log)
-            return None
-    return file
 
 
 def earlier_deletions(settings: Settings, log: EventLog) -> Deleted:

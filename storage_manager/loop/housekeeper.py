@@ -28,10 +28,11 @@ from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, dry_run, run
 from storage_manager.jobs.store_time import StoreTime
 from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
-from storage_manager.loop.history_file import earlier_deletions, writable_history_file
+from storage_manager.loop.history_file import earlier_deletions
 from storage_manager.loop.hold import require_file, require_settings
 from storage_manager.loop.memory import give_back
 from storage_manager.loop.orphans import Tended, tend_orphans
+from storage_manager.loop.own_files import writable_history_file
 from storage_manager.loop.sighting import Sighting, sight, what_has_gone
 from storage_manager.loop.status import LoopStatus
 from storage_manager.store.snapshot import Snapshot

@@ -11,15 +11,12 @@ from collections.abc import Callable
 from typing import Optional, TypeVar
 
 from storage_manager.base.errors import described, errno_name
-from storage_manager.base.log import EventLog, log_files
-from storage_manager.base.text import printable
+from storage_manager.base.log import EventLog
 from storage_manager.config import Fallback, Settings
 from storage_manager.loop.notify import notify
-from storage_manager.loop.status_file import read_file, refusal, replace_file
+from storage_manager.loop.own_files import HEARTBEAT, METRICS, refused_files
+from storage_manager.loop.status_file import read_file, replace_file
 
-# The files, by what names them in the environment.
-HEARTBEAT = "HOUSEKEEPER_HEARTBEAT_FILE"
-METRICS = "METRICS_FILE"
 Content = TypeVar("Content")
 
 
@@ -36,23 +33,12 @@ class Outlets:
         self.are_closed = False
         """True: the files belong to somebody else. The service manager is told all the same."""
 
-    def choose_files(self, storage_dir: str) -> list[Fallback]:
+    def choose_files(self) -> list[Fallback]:
         """Use no file that could be a part of the store, or belong to another setting. Returns the refused ones."""
-        first, self._files, refused = self._settings, {}, []
-        # The log goes first: a file that is replaced would take all its lines with it.
-        taken = [] if first.log_file is None else log_files(first.log_file)
-        taken += [] if first.env_file is None else [first.env_file]
-        named = ((HEARTBEAT, first.heartbeat_file, "no heartbeat"), (METRICS, first.metrics_file, "no metrics"))
-        for name, path, instead in named:
-            if path is None:
-                continue
-            reason = refusal(path, storage_dir, taken)
-            taken = [*taken, path]
-            if reason is None:
-                self._files[name] = path
-            else:
-                refused.append(Fallback(f"{first.prefix}_{name}", printable(path, 80), instead, reason))
-        return refused
+        named = {HEARTBEAT: self._settings.heartbeat_file, METRICS: self._settings.metrics_file}
+        refused = refused_files(self._settings)
+        self._files = {name: path for name, path in named.items() if path is not None and name not in refused}
+        return [refused[name] for name in named if name in refused]
 
     def write(self, name: str, content: Callable[[], bytes]) -> None:
         path = self._path(name)

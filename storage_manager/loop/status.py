@@ -20,6 +20,7 @@ from storage_manager.loop.heartbeat_json import LARGEST_BYTES, decode, encode
 from storage_manager.loop.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
 from storage_manager.loop.metrics import Metrics, earlier_values, other_store
 from storage_manager.loop.notify import READY, STOPPING, WATCHDOG, Watchdog, status
+from storage_manager.loop.own_files import HEARTBEAT, METRICS
 from storage_manager.loop.sighting import Sighting, sight
 from storage_manager.loop.status_file import is_one_place
 
@@ -85,13 +86,13 @@ class LoopStatus:
 
     def started(self) -> None:
         """The loop is about to run its first cycle."""
-        self._outlets.choose_files(self._store)
+        self._outlets.choose_files()
         self._go_on()
         self._outlets.tell(READY, status("started"))
 
     def cycle_started(self, settings: Settings) -> list[Fallback]:
         """A cycle begins. Returns what of the settings cannot be used."""
-        refused = self._outlets.choose_files(settings.storage_dir)
+        refused = self._outlets.choose_files()
         now = self._clock.now()
         self._beat(now, state=CYCLE, cycle_started_at=now, next_wake_up=None, interval_secs=settings.interval_secs)
         self._feed_watchdog()
@@ -101,7 +102,7 @@ class LoopStatus:
         """A step of a cycle, or of a sleep. Cheap enough to be called for each of many."""
         if self._heartbeat.state == CYCLE and elapsed_secs(self._clock, self._written_at) >= REFRESH_SECS:
             self._beat(self._clock.now())
-        elif self._heartbeat.state == SLEEPING and self._outlets.is_missing(outlets.HEARTBEAT):
+        elif self._heartbeat.state == SLEEPING and self._outlets.is_missing(HEARTBEAT):
             self._write_heartbeat()
         self._feed_watchdog()
 
@@ -127,7 +128,7 @@ class LoopStatus:
                 last_success_at=now if succeeded else self._heartbeat.last_success_at,
                 failures=0 if succeeded else self._heartbeat.failures + 1,
             )
-        self._outlets.write(outlets.METRICS, metrics.render)
+        self._outlets.write(METRICS, metrics.render)
         self._outlets.tell(status(summary(done)))
 
     def sleeping(self, secs: float) -> None:
@@ -151,7 +152,7 @@ class LoopStatus:
             return self._metrics
         return Metrics(
             self._store,
-            self._outlets.read(outlets.METRICS, LARGEST_METRICS_BYTES, lambda data: earlier_values(data, self._store)),
+            self._outlets.read(METRICS, LARGEST_METRICS_BYTES, lambda data: earlier_values(data, self._store)),
         )
 
     def _beat(self, now: datetime, **changes: Any) -> None:
@@ -161,7 +162,7 @@ class LoopStatus:
         self._write_heartbeat()
 
     def _write_heartbeat(self) -> None:
-        self._outlets.write(outlets.HEARTBEAT, lambda: encode(self._heartbeat))
+        self._outlets.write(HEARTBEAT, lambda: encode(self._heartbeat))
 
     def _feed_watchdog(self) -> None:
         if self._watchdog.is_due() and self._is_healthy():
@@ -183,7 +184,7 @@ class LoopStatus:
 
         Each remembers the store that was seen before.
         """
-        before = self._outlets.read(outlets.HEARTBEAT, LARGEST_BYTES, decode)
+        before = self._outlets.read(HEARTBEAT, LARGEST_BYTES, decode)
         if before is None or not is_one_place(before.storage_dir, self._heartbeat.storage_dir):
             return
         self._heartbeat = self._heartbeat._replace(store=before.store)

@@ -76,6 +76,26 @@ def test_what_cannot_be_used_is_told_with_what_is_used_instead(storage: Path) ->
     assert "GOFR_DIG_MAX_STORAGE_GB is not looked at: did you mean GOFR_DIG_MAX_STORAGE_MB?" in text
 
 
+def test_files_that_must_not_be_written_are_problems_and_health_says_so(storage: Path, tmp_path: Path) -> None:
+    make_store(storage, 1)
+    log = str(tmp_path / "log")
+    files = {
+        "LOG_FILE": log, "METRICS_FILE": f"{tmp_path}/link/log", "HISTORY_FILE": f"{log}.1",
+        "HOUSEKEEPER_HEARTBEAT_FILE": str(storage / "heartbeat"),
+    }  # fmt: skip
+    (tmp_path / "link").symlink_to(tmp_path)
+    env = {f"GOFR_DIG_{name}": path for name, path in files.items()}
+    found = explained("--storage-dir", storage, env=env, exit_code=1)
+    assert row(found, "LOG_FILE") == (log, "environment", "")
+    assert "another setting names the same file; using no metrics" in row(found, "METRICS_FILE")[2]
+    assert "another setting names the same file; using no history" in row(found, "HISTORY_FILE")[2]
+    assert "in the storage directory" in row(found, "HOUSEKEEPER_HEARTBEAT_FILE")[2]
+    done = run_tool("health", "--storage-dir", storage, env=env)
+    assert done.returncode == 1
+    said = f"unhealthy: run-loop does not write the heartbeat file {storage}/heartbeat: in the storage directory"
+    assert done.stdout.startswith(said)
+
+
 def test_secrets_are_not_shown() -> None:
     env = {"GOFR_DIG_SEQ_URL": "http://user:password@seq:5341", "GOFR_DIG_SEQ_API_KEY": "the-key"}
     for words in (("config",), ("config", "--json")):

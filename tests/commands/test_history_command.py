@@ -14,7 +14,8 @@ from stores import event, events, hurried_command, make_store, run_command, run_
 
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.config import read_settings
-from storage_manager.loop.history_file import history_file, writable_history_file
+from storage_manager.loop.history_file import history_file
+from storage_manager.loop.own_files import writable_history_file
 
 UNKNOWN = "11111111-aaaa-4bbb-8ccc-dddddddddddd"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
