@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Optional
 
 from storage_manager.base.clock import Clock
@@ -24,7 +25,8 @@ from storage_manager.config import (
     read_settings,
     report_fallbacks,
 )
-from storage_manager.loop.status_file import is_one_place
+from storage_manager.loop.heartbeat_json import LARGEST_BYTES, decode
+from storage_manager.loop.status_file import is_one_place, read_file
 
 # What a loop keeps as it began with it, by name and as settings: what it tells of itself is about one store.
 _STORE = ("STORAGE", "STORAGE_DIR", "DATA_DIR")
@@ -74,6 +76,8 @@ class EnvFile:
         """What was read from `environ`, as it may be used: some settings stay as they were the first time, and all
         deletions are held if it is not known what may go, or from which store.
         """
+        if self._first is None:
+            self._has_set_limit = _had_set_limit(settings)
         first = self._first = self._first or settings
         held = settings.held_by
         named = settings
@@ -92,7 +96,7 @@ class EnvFile:
             )
         elif settings.limit_source == DEFAULT and held is None:
             # A line that was deleted by mistake, or has a slip in its name, must not make a limit of 50 GB one of 1 GB.
-            reason = f"{self._path} has set it until now" if self._has_set_limit else self._slip(settings)
+            reason = f"{self._path} had set it" if self._has_set_limit else self._slip(settings)
             if reason:
                 held = Fallback(settings.limit_variable, "not set", str(DEFAULT_MAX_STORAGE_MB), reason, is_error=True)
         self._has_set_limit = self._has_set_limit or settings.limit_variable in (self._values or ())
@@ -185,3 +189,11 @@ class EnvFile:
         if name not in values:
             return None
         return "(not shown)" if self._ours[name] in _SECRET else printable(values[name], 80)
+
+
+def _had_set_limit(settings: Settings) -> bool:
+    """Whether the settings file of the loop that was there before had set the limit, as far as its heartbeat tells."""
+    with suppress(OSError, ValueError):
+        before = decode(read_file(settings.heartbeat_file, LARGEST_BYTES))
+        return bool(before.limit_from_file) and is_one_place(before.storage_dir, settings.storage_dir)
+    return False

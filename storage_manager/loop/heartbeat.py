@@ -88,6 +88,8 @@ class Heartbeat(NamedTuple):
     """As process.this_boot() has it; None, as below, when an older version wrote the file."""
     monotonic_secs: Optional[float] = None
     """`alive_at` by the monotonic clock of that boot."""
+    limit_from_file: Optional[bool] = None
+    """Whether the settings file has set the limit; also after that was taken out, until somebody says what it is."""
 
     @property
     def is_held(self) -> bool:

@@ -11,7 +11,7 @@ from storage_manager.base.errors import EXIT_OK
 from storage_manager.base.log import EventLog
 from storage_manager.base.process import ALIVE, condition, this_boot, this_process
 from storage_manager.base.text import printable
-from storage_manager.config import Fallback, Settings, absolute
+from storage_manager.config import DEFAULT, Fallback, Settings, absolute
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop import outlets
 from storage_manager.loop.cycle import Ending, elapsed_secs, left_behind, result, summary, wake_up_at
@@ -94,7 +94,15 @@ class LoopStatus:
         """A cycle begins. Returns what of the settings cannot be used."""
         refused = self._outlets.choose_files()
         now = self._clock.now()
-        self._beat(now, state=CYCLE, cycle_started_at=now, next_wake_up=None, interval_secs=settings.interval_secs)
+        is_default = settings.env_file is not None and settings.limit_source == DEFAULT
+        self._beat(
+            now,
+            state=CYCLE,
+            cycle_started_at=now,
+            next_wake_up=None,
+            interval_secs=settings.interval_secs,
+            limit_from_file=self._heartbeat.limit_from_file if is_default else settings.limit_is_of_file,
+        )
         self._feed_watchdog()
         return refused
 
@@ -182,12 +190,12 @@ class LoopStatus:
     def _go_on(self) -> None:
         """A timer's cycle goes on where the one before it ended; beside a loop, one by hand and a dry run tell nothing.
 
-        Each remembers the store that was seen before.
+        Each remembers the store that was seen before, and that the settings file has set the limit.
         """
         before = self._outlets.read(HEARTBEAT, LARGEST_BYTES, decode)
         if before is None or not is_one_place(before.storage_dir, self._heartbeat.storage_dir):
             return
-        self._heartbeat = self._heartbeat._replace(store=before.store)
+        self._heartbeat = self._heartbeat._replace(store=before.store, limit_from_file=before.limit_from_file)
         if self._heartbeat.once and before.once:
             now = self._clock.now()
             before = reset_clock(before, present(before, now, this_boot(), self._clock.monotonic()), now)

@@ -204,12 +204,35 @@ def test_a_limit_that_is_gone_from_the_file_is_not_the_default_without_a_restart
         told(file, log_path)
         settings = settings_of(file)
         assert settings.held_by is not None and settings.held_by.variable == LIMIT and not settings.held_by.remedy
-        assert "has set it until now" in settings.held_by.reason
+        assert settings.held_by.reason == f"{path} had set it"
     write(path, f"{LIMIT}=40G")
     told(file, log_path)
     assert settings_of(file).held_by is None
     write(path, f"{KEEP}=1")
-    assert settings_of(env_file(path)).held_by is None  # a restart means the default
+    assert settings_of(env_file(path)).held_by is None  # there is no heartbeat, and nobody remembers
+
+
+def test_a_limit_that_is_gone_from_the_file_is_not_the_default_after_a_restart_either(
+    storage: Path, path: Path, tmp_path: Path
+) -> None:
+    guids = make_store(storage, 3, size=1000)
+    heartbeat = tmp_path / "heartbeat"
+    env = {f"{DEFAULT_PREFIX}_HOUSEKEEPER_HEARTBEAT_FILE": str(heartbeat)}
+    words = "--storage-dir", storage, "--env-file", path
+
+    def once(*lines: str) -> tuple[int, int]:
+        write(path, *lines)
+        return run_tool("run-loop", "--once", *words, env=env).returncode, len(blobs(storage))
+
+    rule = f"{DEFAULT_PREFIX}_MAX_SESSIONS=2"
+    assert once(f"{LIMIT}=50G") == (0, 3)
+    assert once(rule) == once(rule) == (1, 3)
+    shown = run_tool("config", *words, env=env).stdout
+    assert f"deletes nothing until {LIMIT} is corrected" in shown
+    assert once(f"{LIMIT}=1024", rule) == (0, 2)
+    assert once(f"{DEFAULT_PREFIX}_MAX_SESSIONS=1") == (1, 2)
+    heartbeat.unlink()
+    assert once(f"{DEFAULT_PREFIX}_MAX_SESSIONS=1") == (0, 1) and guids[2] in blobs(storage)
 
 
 @pytest.mark.parametrize(

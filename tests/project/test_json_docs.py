@@ -240,7 +240,7 @@ def test_health_writes_of_a_heartbeat_of_an_older_version(storage: Path) -> None
     run_tool("run-loop", "--once", "--storage-dir", storage)
     path = Path(written(storage, "health")[0]["heartbeat_file"])
     heartbeat = json.loads(path.read_text())
-    for name in ("store", "boot", "monotonic_secs", "pid_namespace", "started_ticks"):
+    for name in ("store", "boot", "monotonic_secs", "limit_from_file", "pid_namespace", "started_ticks"):
         del heartbeat[name]
     for name in ("limit_source", "lacks_evidence"):
         del heartbeat["last_cycle"][name]
