@@ -92,7 +92,8 @@ elif [[ ! $archive ]]; then
 fi
 [[ -f $archive ]] || fail 1 "the archive $archive does not exist: build it with build_zipapp.py, or set STORAGE_MANAGER_PYZ"
 # Not by `env -i NAME=VALUE ...`: everybody on the host may read arguments, and there are secrets among the settings.
-run='import contextlib, os, sys; env = os.fdopen(3, "rb").read().split(b"\0")
-with contextlib.suppress(ChildProcessError): os.wait() # for printf
-os.execvpe(sys.argv[1], sys.argv[1:], dict(pair.split(b"=", 1) for pair in env if pair))'
-exec "$python" -ISc "$run" "$python" "$archive" "${options[@]}" "$@" 3< <(printf '%s\0' "${found[@]:1}")
+run='import contextlib, os, sys; fd, pid = map(int, sys.argv[1:3]); env = os.fdopen(fd, "rb").read().split(b"\0")
+with contextlib.suppress(ChildProcessError): os.waitpid(pid, 0) # printf, unless bash has seen its end
+os.execvpe(sys.argv[3], sys.argv[3:], dict(pair.split(b"=", 1) for pair in env if pair))'
+exec {from}< <(printf '%s\0' "${found[@]:1}")
+exec "$python" -ISc "$run" "$from" "$!" "$python" "$archive" "${options[@]}" "$@"

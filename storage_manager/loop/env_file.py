@@ -109,7 +109,13 @@ class EnvFile:
         limit = settings.limit_variable
         meant = (limit.upper(), limit[len(self._prefix) + 1 :])
         for name, value in self._found.items():
-            if name.upper() in meant or name == PREFIX_VARIABLE and value.strip() not in ("", self._prefix):
+            if not value.strip():
+                continue
+            if (
+                name.upper() in meant
+                or name == PREFIX_VARIABLE
+                and value.strip().rstrip("_") != self._prefix.rstrip("_")
+            ):
                 return f"{self._path} says {name}, which does not count"
         return ""
 

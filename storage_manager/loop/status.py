@@ -11,7 +11,7 @@ from storage_manager.base.errors import EXIT_OK
 from storage_manager.base.log import EventLog
 from storage_manager.base.process import ALIVE, condition, this_boot, this_process
 from storage_manager.base.text import printable
-from storage_manager.config import DEFAULT, Fallback, Settings, absolute
+from storage_manager.config import Fallback, Settings, absolute
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop import outlets
 from storage_manager.loop.cycle import Ending, elapsed_secs, left_behind, result, summary, wake_up_at
@@ -94,14 +94,13 @@ class LoopStatus:
         """A cycle begins. Returns what of the settings cannot be used."""
         refused = self._outlets.choose_files()
         now = self._clock.now()
-        is_default = settings.env_file is not None and settings.limit_source == DEFAULT
         self._beat(
             now,
             state=CYCLE,
             cycle_started_at=now,
             next_wake_up=None,
             interval_secs=settings.interval_secs,
-            limit_from_file=self._heartbeat.limit_from_file if is_default else settings.limit_is_of_file,
+            limit_from_file=self._heartbeat.limit_from_file or settings.limit_is_of_file,
         )
         self._feed_watchdog()
         return refused
@@ -131,10 +130,12 @@ class LoopStatus:
         if not ending.interrupted:
             metrics.end_cycle(done.exit_code, now.replace(tzinfo=timezone.utc).timestamp(), duration_secs)
             succeeded = done.exit_code == EXIT_OK
+            # One failure after cycles that were held is one: what gives up over many must not take those for failures.
+            earlier = 0 if self._heartbeat.is_held and not ending.lacks_evidence else self._heartbeat.failures
             self._heartbeat = self._heartbeat._replace(
                 last_cycle=done,
                 last_success_at=now if succeeded else self._heartbeat.last_success_at,
-                failures=0 if succeeded else self._heartbeat.failures + 1,
+                failures=0 if succeeded else earlier + 1,
             )
         self._outlets.write(METRICS, metrics.render)
         self._outlets.tell(status(summary(done)))

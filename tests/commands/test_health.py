@@ -351,6 +351,10 @@ def test_a_loop_gives_up_over_nothing_that_only_somebody_can_mend(storage: Path)
         os.rename(storage, aside)
         storage.mkdir()
         tool.wake_up_until("storage_manager.store_gone", 3)
+        storage.rmdir()
+        tool.wake_up_until("housekeeper.cycle_nonzero")  # one failure of another kind is the first one
+        storage.mkdir()
+        tool.wake_up_until("storage_manager.store_gone")
         tool.send(signal.SIGTERM)
         assert tool.end() == 0
     assert len(blobs(aside)) == 3

@@ -229,6 +229,10 @@ def test_a_limit_that_is_gone_from_the_file_is_not_the_default_after_a_restart_e
     assert once(rule) == once(rule) == (1, 3)
     shown = run_tool("config", *words, env=env).stdout
     assert f"deletes nothing until {LIMIT} is corrected" in shown
+    for aside in ((), ("--env-file", path)):  # whoever only asks changes nothing
+        asked = {**env, LIMIT: "20G"} if aside else env
+        assert run_tool("run-loop", "--once", "--dry-run", *words[:2], *aside, env=asked).returncode == 0
+    assert once(rule) == (1, 3)
     assert once(f"{LIMIT}=1024", rule) == (0, 2)
     assert once(f"{DEFAULT_PREFIX}_MAX_SESSIONS=1") == (1, 2)
     heartbeat.unlink()
@@ -247,8 +251,9 @@ def test_a_limit_with_a_slip_in_its_name_is_not_the_default(path: Path, log_path
     write(path, line, f"{LIMIT}=1G")
     told(file, log_path)
     assert settings_of(file).held_by is None
-    write(path, f"{PREFIX_VARIABLE}={DEFAULT_PREFIX}", "GOFR_NP_MAX_STORAGE_MB=50G", "SERVICE_MAX_STORAGE_MB=5")
-    assert settings_of(env_file(path)).held_by is None  # those of others
+    others = "GOFR_NP_MAX_STORAGE_MB=50G", "SERVICE_MAX_STORAGE_MB=5"
+    write(path, f"{PREFIX_VARIABLE}={DEFAULT_PREFIX}_", f"{LIMIT}=", "MAX_STORAGE_MB=", *others)
+    assert settings_of(env_file(path)).held_by is None
 
 
 def test_another_store_in_the_file_holds_every_deletion(tmp_path: Path, path: Path) -> None:

@@ -563,6 +563,23 @@ def test_the_wrapper_ends_in_exec() -> None:
     assert (ROOT / "scripts" / "storage_manager.sh").read_text().splitlines()[-1].startswith("exec ")
 
 
+def test_the_wrapper_waits_for_no_other_child_and_passes_open_files_on(tree: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    archive.write_text('import os\nprint(*sorted(map(int, os.listdir("/proc/self/fd"))))\n')
+    script = 'trap "" CHLD; sleep 60 & exec 3</dev/null; exec "$0" list --storage-dir /'
+    with subprocess.Popen(
+        ["bash", "-c", script, tree / "scripts" / "storage_manager.sh"],
+        env=clean_environment({"STORAGE_MANAGER_PYZ": str(archive), "PYTHON": sys.executable}),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        try:
+            assert process.wait(30) == 0
+            assert process.stdout.readline() == "0 1 2 3 4\n"  # 3 is the caller's, 4 what lists them
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def test_no_setting_is_an_argument_that_everybody_may_read(tree: Path, tmp_path: Path) -> None:
     strace = shutil.which("strace")
     if strace is None:
