@@ -49,6 +49,8 @@ FLUSH_SECS = 3.5
 LAST_TRY_SECS = 1.0
 GRACE_SECS = 0.5
 CLOSE_SECS = FLUSH_SECS + GRACE_SECS
+# A signal that comes right before a wait begins is seen when that is over.
+SLICE_SECS = 0.1
 
 # A server that limits its clients does so now and then; from so many times in a row on it is worth telling.
 LIMITED_IN_A_ROW = 3
@@ -157,8 +159,11 @@ class SeqHandler(logging.Handler):
         self._closing = True
         self._changed.notify()
         hurried = isinstance(sys.exc_info()[1], Interrupted)
-        if self._thread is not None and not hurried:  # with nothing to ship it is finished in a moment
-            self._changed.wait_for(lambda: self._finished, secs + GRACE_SECS)
+        while self._thread is not None and not (self._finished or hurried):  # with nothing to ship, for a moment
+            left = self._flush_until + GRACE_SECS - time.monotonic()
+            if left <= 0:
+                return
+            self._changed.wait(min(left, SLICE_SECS))
 
     # --- The thread
 

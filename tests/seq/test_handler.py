@@ -604,6 +604,29 @@ def test_a_port_that_nobody_listens_on_does_not_delay_the_end(ship: Callable[...
     assert shipping.told("dropped")[0]["dropped_count"] == 5
 
 
+def test_at_the_end_no_wait_is_so_long_that_a_signal_would_have_to_wait(
+    ship: Callable[..., Shipping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes between the last look for signals and the wait itself is seen after the wait."""
+    with seq_server.seq_server(seq_server.hang) as server:
+        shipping = ship(server.url)
+        shipping.emit(5)
+        server.wait_for(lambda: server.requests)
+        wait, waited = shipping.handler._changed.wait, []
+
+        def noted(secs: float | None = None) -> bool:
+            if threading.current_thread() is threading.main_thread():
+                waited.append(secs)
+                if len(waited) == 3:
+                    raise Interrupted(signal.SIGTERM)  # as its handler does
+            return wait(secs)
+
+        monkeypatch.setattr(shipping.handler._changed, "wait", noted)
+        assert close_secs(shipping) < 1.5
+    assert waited == [handler.SLICE_SECS] * 3
+    assert shipping.told("dropped")[0]["dropped_count"] == 5
+
+
 def test_closing_twice_changes_nothing(ship: Callable[..., Shipping]) -> None:
     shipping = ship(f"http://127.0.0.1:{seq_server.free_port()}")
     shipping.emit(1)
