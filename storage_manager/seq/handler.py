@@ -146,7 +146,7 @@ class SeqHandler(logging.Handler):
                     return
                 self._flush()
         except Interrupted:  # asked again; the command itself is done
-            pass
+            self._closing = True  # where the end had not begun, the interpreter's own end would begin it once more
         with self._changed:
             left_count = len(self._backlog) + self._in_flight_count
         self._events.dropped(self._take_drops())

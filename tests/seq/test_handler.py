@@ -627,6 +627,22 @@ def test_at_the_end_no_wait_is_so_long_that_a_signal_would_have_to_wait(
     assert shipping.told("dropped")[0]["dropped_count"] == 5
 
 
+def test_a_signal_before_the_end_has_begun_leaves_no_second_one(
+    ship: Callable[..., Shipping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    with seq_server.seq_server(seq_server.hang) as server:
+        shipping = ship(server.url)
+        shipping.emit(1)
+        server.wait_for(lambda: server.requests)
+        with monkeypatch.context() as patch:
+            patch.setattr(shipping.handler, "_flush", interrupt)
+            shipping.handler.close()
+        assert close_secs(shipping) < 0.5
+
+
 def test_closing_twice_changes_nothing(ship: Callable[..., Shipping]) -> None:
     shipping = ship(f"http://127.0.0.1:{seq_server.free_port()}")
     shipping.emit(1)
