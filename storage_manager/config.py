@@ -166,10 +166,6 @@ class Settings(NamedTuple):
     """The variables that are set there, and count."""
 
     @property
-    def limit_is_of_file(self) -> bool:
-        return self.limit_variable in self.from_file
-
-    @property
     def limit_variable(self) -> str:
         return f"{self.prefix}_{_LIMIT}"
 

@@ -100,7 +100,7 @@ class LoopStatus:
             cycle_started_at=now,
             next_wake_up=None,
             interval_secs=settings.interval_secs,
-            limit_from_file=self._heartbeat.limit_from_file or settings.limit_is_of_file,
+            limit_from_file=self._heartbeat.limit_from_file or settings.limit_variable in settings.from_file,
         )
         self._feed_watchdog()
         return refused
