@@ -47,6 +47,7 @@ from storage_manager.config import (
     shown_variables,
 )
 from storage_manager.grammar import WrongUsage, parse
+from storage_manager.store.names import METADATA_NAME
 
 if TYPE_CHECKING:
     from storage_manager.loop.env_file import EnvFile  # few runs have one
@@ -268,7 +269,7 @@ def _add_log_file(logger: logging.Logger, settings: Settings) -> list[Fallback]:
 
     refused = refused_files(settings).get(LOG)
     if refused is None:
-        problem = add_log_file(logger, settings.log_file)
+        problem = add_log_file(logger, settings.log_file, os.path.join(settings.storage_dir, METADATA_NAME))
         if problem is None:
             return []
         path = printable(settings.log_file, 200)

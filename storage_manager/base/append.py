@@ -6,6 +6,9 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from typing import Optional
+
+from storage_manager.base.room import Room
 
 _OPEN = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -19,8 +22,8 @@ def older(path: str) -> str:
     return f"{path}.1"
 
 
-def append_line(path: str, line: bytes, most_bytes: int) -> None:
-    """Add a line, which has its own end, in one write. A torn line before it is ended first.
+def append_line(path: str, line: bytes, most_bytes: int, room: Optional[Room] = None) -> None:
+    """Add a line, which has its own end, in one write, if there is `room` for it. A torn line before it is ended first.
 
     A file that would grow above `most_bytes`, or above its share of the file system, is renamed to `older()`. Its owner
     alone can read it; what root makes belongs to the owner of the directory, so that a service can go on with it. Not
@@ -41,6 +44,8 @@ def append_line(path: str, line: bytes, most_bytes: int) -> None:
             status = os.fstat(fd)
         if status.st_size > 0 and os.pread(fd, 1, status.st_size - 1) != b"\n":
             line = b"\n" + line
+        if room is not None and not room.has(fd, len(line)):
+            raise OSError(errno.ENOSPC, "the service needs what is left of the disk")
         if os.write(fd, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Optional
 
+from storage_manager.base.quantity import size
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_LOCK_BUSY = 2
@@ -140,6 +142,21 @@ class BlobsMissing(StorageManagerError):
 
 class CommitContended(StorageManagerError):
     """metadata.json changed under every attempt to commit, or was never whole. Nothing is lost by it."""
+
+
+class NoRoom(CommitContended):
+    """Too little is free for a new metadata.json beside a client that may be writing the old one anew."""
+
+    def __init__(self, path: str, free_bytes: int, needed_bytes: int, is_quota: bool) -> None:
+        self.free_bytes = free_bytes
+        self.needed_bytes = needed_bytes
+        self.is_quota = is_quota
+        """Whether a quota, not the file system, is what is nearly used up."""
+        super().__init__(
+            f"{path} is not replaced while {'its owner has' if is_quota else 'there are'} only {size(free_bytes)} left "
+            f"{'of a quota' if is_quota else 'on its file system'}: {size(needed_bytes)} have to be free, so that the "
+            f"service can always write the file anew"
+        )
 
 
 class Held(StorageManagerError):

@@ -21,6 +21,7 @@ from storage_manager import __version__
 from storage_manager.base.clef import LOGGER_NAME, Event, JsonFormatter, TextFormatter
 from storage_manager.base.errors import described
 from storage_manager.base.log_file import LineHandler, LogFile
+from storage_manager.base.room import Room
 from storage_manager.base.strict_json import compact, sayable
 
 LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR,
@@ -189,15 +190,16 @@ def build_logger(stream: Optional[TextIO], as_json: bool, level: int, has_colour
     return logger
 
 
-def add_log_file(logger: logging.Logger, path: str) -> Optional[str]:
+def add_log_file(logger: logging.Logger, path: str, spared: Optional[str] = None) -> Optional[str]:
     """Send every event to a rotated file as JSON, too. What is wrong with the path, or None.
 
-    Losing the file later (a full disk, a removed directory) loses lines, not the run; they are counted.
+    Losing the file later (a full disk, a removed directory) loses lines, not the run; they are counted. So are those
+    that would take the room of `spared`, a file that somebody else writes.
     """
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             return "it is not a regular file"
-        handler = LogFile(path, LOG_FILE_BYTES, LOG_FILE_BACKUPS)
+        handler = LogFile(path, LOG_FILE_BYTES, LOG_FILE_BACKUPS, None if spared is None else Room(spared))
     except (OSError, ValueError) as error:
         return described(error)
     handler.setLevel(logging.DEBUG)

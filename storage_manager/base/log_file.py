@@ -8,8 +8,10 @@ import os
 import stat
 import time
 from contextlib import suppress
+from typing import Optional
 
 from storage_manager.base.clef import Event
+from storage_manager.base.room import Room
 
 # How often the name is looked up. Somebody else's rotation costs no line: until then they go to the renamed file.
 LOOK_SECS = 1.0
@@ -94,8 +96,10 @@ class LogFile(LineHandler):
     Creating it raises OSError, and ValueError for a path that cannot be one.
     """
 
-    def __init__(self, path: str, most_bytes: int, backups: int) -> None:
+    def __init__(self, path: str, most_bytes: int, backups: int, room: Optional[Room] = None) -> None:
+        """Lines that there is no `room` for are dropped."""
         super().__init__()
+        self._room = room
         self._path = os.path.abspath(path)
         self._most_bytes = most_bytes
         self._backups = backups
@@ -114,12 +118,13 @@ class LogFile(LineHandler):
         # Once more: another process may have rotated the file since the last look.
         if self._is_full(status, line) and not (self._follow() and not self._is_full(os.fstat(self._fd), line)):
             self._rotate()
-        left = line
+        left = line if self._room is None or self._room.has(self._fd, len(line)) else b""
+        dropped = len(line) - len(left)
         while left:
             written = os.write(self._fd, left)
             self._written += written
             left = left[written:]
-        return len(left)
+        return dropped
 
     def _is_full(self, status: os.stat_result, line: bytes) -> bool:
         return status.st_size > 0 and status.st_size + len(line) > self._most_bytes

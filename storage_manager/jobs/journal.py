@@ -11,6 +11,7 @@ from storage_manager.base.append import append_line
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import EXIT_FAILED, EXIT_OK, described, errno_name
 from storage_manager.base.log import EventLog
+from storage_manager.base.room import Room
 from storage_manager.base.strict_json import compact
 from storage_manager.base.times import utc_text
 from storage_manager.store.snapshot import Session
@@ -33,6 +34,8 @@ class HistoryFile(NamedTuple):
     """The store, by the one spelling that all runs use, printable."""
     variable: str
     """What names the file in the environment."""
+    metadata: str
+    """The store's metadata.json, which has to have room beside the file."""
 
 
 class Journal:
@@ -55,6 +58,7 @@ class Journal:
         self.removed_count = 0
         """Files of unfinished metadata."""
         self._file = file
+        self._room = None if file is None else Room(file.metadata)
         self._command = command
         self._what = what
         self._clock = clock
@@ -143,7 +147,7 @@ class Journal:
             **told,
         }
         try:
-            append_line(self._file.path, compact(line).encode() + b"\n", MOST_BYTES)
+            append_line(self._file.path, compact(line).encode() + b"\n", MOST_BYTES, self._room)
             return
         except Exception as error:  # noqa: BLE001  # telling of a deletion must never end one
             problem, number = described(error), errno_name(getattr(error, "errno", None))

@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import StorageManagerError
+from storage_manager.base.errors import NoRoom, StorageManagerError
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.journal import ADOPTED, REPAIRED, HistoryFile, Journal
@@ -108,12 +108,16 @@ def _adopt(
         if chosen and reading is not None:
             locked.prepare(reading)
     adopted: Sequence[Session] = ()
+    no_room: Optional[NoRoom] = None
     if chosen:
-        if reading is None:
-            locked.create_metadata(chosen[-1].blob_name, _FILE_MODE)
         journal.announce(chosen)
         progress.adopting_count = len(chosen)
-        locked.add_entries(entries_text(chosen, group))
+        try:
+            if reading is None:
+                locked.create_metadata(chosen[-1].blob_name, _FILE_MODE)
+            locked.add_entries(entries_text(chosen, group))
+        except NoRoom as error:
+            no_room = error
         # A client at work may have undone it, or deleted one of them meanwhile.
         snapshot, reading = locked.settled()
         with reading or nullcontext():
@@ -123,7 +127,7 @@ def _adopt(
     progress.findings = None if chosen else findings
     lost = {anomaly.name for anomaly in snapshot.anomalies if anomaly.kind == ORPHAN}
     later = [orphan for orphan in candidates if orphan.blob_name in lost]
-    undone_count = sum(orphan.blob_name in lost for orphan in chosen)
+    undone_count = 0 if no_room is not None else sum(orphan.blob_name in lost for orphan in chosen)
     adoption = Adoption(adopted, len(candidates) - len(adopted) + len(left), later, undone_count)
     for orphan in adopted:
         journal.done(orphan)
@@ -134,6 +138,16 @@ def _adopt(
             size_bytes=orphan.size_bytes,
             created_at=utc_text(orphan.created_at),
             group=group,
+        )
+    if no_room is not None:
+        log.warning(
+            "storage_manager.adopt.deferred",
+            f"{no_room}; {quantity.counted(len(chosen), 'orphan')} can be adopted once there is room",
+            orphan_count=len(chosen),
+            group=group,
+            storage_dir=terms.storage_dir,
+            free_bytes=no_room.free_bytes,
+            needed_bytes=no_room.needed_bytes,
         )
     _report_adoption(adoption, group, terms.storage_dir, log)
     return adoption

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Optional
 
 from storage_manager.base.append import older
@@ -13,6 +14,7 @@ from storage_manager.jobs.history import Line, decode, deleted_by
 from storage_manager.jobs.journal import MOST_BYTES, HistoryFile
 from storage_manager.jobs.plan import Deleted
 from storage_manager.loop.status_file import is_one_place, place_of, read_file
+from storage_manager.store.names import METADATA_NAME
 
 
 def history_file(settings: Settings) -> Optional[HistoryFile]:
@@ -22,7 +24,8 @@ def history_file(settings: Settings) -> Optional[HistoryFile]:
         path = default_file(settings.temporary_dir, place, "history")
     elif path.lower() == OFF:
         return None
-    return HistoryFile(path, printable(place), f"{settings.prefix}_HISTORY_FILE")
+    metadata = os.path.join(settings.storage_dir, METADATA_NAME)
+    return HistoryFile(path, printable(place), f"{settings.prefix}_HISTORY_FILE", metadata)
 
 
 def earlier_deletions(settings: Settings, log: EventLog) -> Deleted:

@@ -18,6 +18,7 @@ from storage_manager.base.errors import (
     CommitContended,
     MetadataBusy,
     MetadataTorn,
+    NoRoom,
     NotWritable,
     StorageManagerError,
     StoreError,
@@ -85,8 +86,8 @@ class Committer:
     def prepare(self, reading: Reading, blob_name: Optional[str] = None) -> None:
         """Make sure, before the first deletion, that a commit will be possible.
 
-        Raises NotWritable or StoreError when it will not be. A full disk is no obstacle: deleting blobs is
-        what will make room. Nor is a quota, if it is charged for `blob_name`, one of those to be deleted, too; nor
+        Raises NotWritable or StoreError when it will not be. A disk with too little room is no obstacle: deleting blobs
+        is what will make some. Nor is a quota, if it is charged for `blob_name`, one of those to be deleted, too; nor
         that no name is free for the old file: then the commit is put off.
         """
         directory = self.store.path
@@ -101,6 +102,9 @@ class Committer:
             with suppress(CommitContended):  # there are links, and when it comes to a commit, perhaps a name
                 unlink_previous(self.store, link_previous(self.store, self.most_previous))
             draft.try_size(len(reading.data))
+        except NoRoom as error:
+            if error.is_quota:
+                self._refuse_quota(reading.status, blob_name)
         except StoreError as error:
             if error.errno == errno.EFBIG:
                 raise NotWritable(
@@ -124,10 +128,16 @@ class Committer:
 
         `known` is the fingerprint of an earlier version: what it knows is not decoded again. None is
         returned when there was nothing to change. Raises CommitContended, also over a file that is torn for less than
-        READ_PATIENCE_SECS, MetadataCorrupt, NotWritable or StoreError; the file is then as it was, or as intended, and
-        never anything between.
+        READ_PATIENCE_SECS, NoRoom at once, MetadataCorrupt, NotWritable or StoreError; the file is then as it was, or
+        as intended, and never anything between.
         """
-        patience = Patience(self.clock, patience_secs, STOPPING_PATIENCE_SECS)
+        try:
+            return self._commit(editor, known, Patience(self.clock, patience_secs, STOPPING_PATIENCE_SECS))
+        except BaseException:
+            self.close()  # what is not published takes room
+            raise
+
+    def _commit(self, editor: Editor, known: Optional[Fingerprint], patience: Patience) -> Optional[Fingerprint]:
         while True:
             read_secs = min(READ_PATIENCE_SECS, patience.left_secs)
             try:
@@ -163,9 +173,10 @@ class Committer:
                 return True, None
             # 2. The next file, durably, before anything leads to it.
             draft = self._draft_like(reading)
+            size_bytes = len(reading.data) + sum(map(len, edit.add)) + sum(map(len, edit.replace.values()))
             try:
                 text = document.rendered(edit.drop, edit.replace, edit.add)
-                draft.write(text, self._is_recent(reading.status))
+                draft.write(text, size_bytes, self._is_recent(reading.status))
             except BaseException:
                 # After a failed fsync the kernel takes the lost pages for clean: only a new file can be trusted.
                 self.close()
@@ -174,6 +185,8 @@ class Committer:
             most = MOST_WAITING if self._give_up is None else self.most_previous
             previous = link_previous(self.store, most)
             try:
+                if previous is None:  # what is written to the old file may have to be copied
+                    draft.require_room(size_bytes, size_bytes)
                 self._published = draft.examine()
                 # 4. The last look. Nothing comes between it and the rename: whoever opens the file there has to
                 # be salvaged.
@@ -227,7 +240,7 @@ class Committer:
         self.close()
         draft = Draft(self.store, likeness_of_blob(self.store, blob_name, mode))
         try:
-            draft.write([b"{}"])
+            draft.write([b"{}"], 2)
             draft.publish_new()
         finally:
             draft.discard()

@@ -8,14 +8,18 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import Optional
 
-from storage_manager.base.errors import LockLost, NotWritable, StoreError, errno_name, failing_as
+from storage_manager.base import room
+from storage_manager.base.errors import LockLost, NoRoom, NotWritable, StoreError, errno_name, failing_as
 from storage_manager.store.directory import CREATE, Store, close, write_all
 from storage_manager.store.likeness import ACCESS_LIST, NO_ATTRIBUTE, Likeness
 from storage_manager.store.names import METADATA_NAME, TMP_NAME
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK_BYTES = 1 << 20
+_BLOCK_BYTES = 512
+"""What st_blocks counts in."""
 
 # What vouches for no clock is dated to a full millisecond, rounded up. A client's write is not, but one in a million.
 _MARK_NS = 1_000_000
@@ -39,6 +43,7 @@ class Draft:
         """Create the file. Raises NotWritable when its owner, group or mode cannot be those of `like`; StoreError."""
         self._store = store
         self.like = like
+        self._has_quota: Optional[bool] = None
         remove_leftover(store)
         with failing_as("create", store.file(TMP_NAME)):
             self._fd = store.open(TMP_NAME, CREATE)
@@ -49,8 +54,9 @@ class Draft:
             self.discard()
             raise
 
-    def write(self, chunks: Iterable[bytes], vouches: bool = False) -> None:
-        """Make `chunks` the whole content, durably. Raises StoreError.
+    def write(self, chunks: Iterable[bytes], size_bytes: int, vouches: bool = False) -> None:
+        """Make `chunks` the whole content, durably. Raises StoreError, and like require_room() for `size_bytes`, which
+        neither this file nor the one that it replaces is larger than.
 
         Its time `vouches` for the clock if that is known to be right.
 
@@ -63,20 +69,37 @@ class Draft:
             for chunk in _gathered(chunks):
                 if not same or os.pread(self._fd, len(chunk), offset) != chunk:
                     same = False
+                    self.require_room(size_bytes)
                     write_all(self._fd, chunk, offset)
                 offset += len(chunk)
             os.ftruncate(self._fd, offset)
             if not vouches:
                 self._mark()
             os.fsync(self._fd)
+        self.require_room(size_bytes)  # a slow disk may have taken seconds for that, and the client goes on saving
+
+    def require_room(self, size_bytes: int, more_bytes: int = 0) -> None:
+        """Make sure that a client can write a file of `size_bytes` anew at any moment: when this one has all of its
+        bytes, and something else of ours has `more_bytes`. Raises NoRoom, StoreError.
+        """
+        with failing_as("examine the file system of", self._store.path):
+            if self._has_quota is None:
+                self._has_quota = room.has_quota(self._fd)
+            found = room.free(self._fd, self.like.user, self.like.group, self._has_quota)
+            lacking_bytes = max(0, size_bytes - _BLOCK_BYTES * os.fstat(self._fd).st_blocks)
+        needed_bytes = room.needed_bytes(lacking_bytes + more_bytes, size_bytes)
+        if found is not None and found.size_bytes < needed_bytes:
+            raise NoRoom(self._store.file(METADATA_NAME), found.size_bytes, needed_bytes, found.is_quota)
 
     def try_size(self, size_bytes: int) -> None:
-        """Find out whether a file may be as large, and have any block at all. Raises StoreError.
+        """Find out whether a file may be as large, and have any block at all. Raises StoreError, and like
+        require_room().
 
         One block: a larger trial could take the last of a nearly full disk from a client that is writing.
         """
         with failing_as("write", self._store.file(TMP_NAME)):
             os.ftruncate(self._fd, size_bytes)
+            self.require_room(size_bytes)
             write_all(self._fd, b" ", 0)
 
     def examine(self) -> os.stat_result:

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, Optional
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import describe_errno, failing_as
 from storage_manager.base.process import is_alive, is_stopped
+from storage_manager.base.room import Room
 from storage_manager.base.text import printable
 from storage_manager.base.times import from_timestamp, parse_time, utc_text
 from storage_manager.store.directory import Store, close
-from storage_manager.store.names import LOCK_NAME
+from storage_manager.store.names import LOCK_NAME, METADATA_NAME
 
 LARGEST_LINE = 4096
 
@@ -26,7 +27,10 @@ LARGEST_LINE = 4096
 LINE_WRITTEN_SECS = 1.0
 
 
-def write_holder(clock: Clock, fd: int, command: str) -> None:
+def write_holder(clock: Clock, store: Store, fd: int, command: str) -> None:
+    """The file stays empty where the disk is nearly full: the client may need its last block."""
+    if not Room(store.file(METADATA_NAME)).has(fd, LARGEST_LINE):
+        return
     holder = {
         "pid": os.getpid(),
         "host": os.uname().nodename,

@@ -180,7 +180,7 @@ def _try_to_acquire(store: Store, log: EventLog, clock: Clock, command: str, sta
             close(fd)  # its holder has just removed it: start over with the next one
         if not created:
             _consider_leftover(store, log, clock, fd, stale_secs)
-        write_holder(clock, fd, command)
+        write_holder(clock, store, fd, command)
         return lock
     except BaseException:
         _let_go(lock)

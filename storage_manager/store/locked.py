@@ -12,6 +12,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import (
     CommitContended,
     MetadataCorrupt,
+    NoRoom,
     StorageManagerError,
     StoreError,
     StoreGone,
@@ -202,15 +203,19 @@ def locked_store(
 def report_deferred(
     error: StorageManagerError, what_then: str, entry_count: int, storage_dir: str, log: EventLog, is_warning: bool
 ) -> None:
-    """Entries wait for a commit that could not be had. They harm nobody."""
+    """Entries wait for a commit that could not be had. They harm nobody; that there is no room is a warning."""
     stay = "stays" if entry_count == 1 else "stay"
-    emit = log.warning if is_warning else log.info
+    room = {}
+    if isinstance(error, NoRoom):
+        room = {"free_bytes": error.free_bytes, "needed_bytes": error.needed_bytes}
+    emit = log.warning if is_warning or room else log.info
     emit(
         "storage_manager.commit_deferred",
         f"{error}; {counted(entry_count, 'entry')} without blobs {stay}; {what_then}",
         entry_count=entry_count,
         storage_dir=storage_dir,
         **error.fields,
+        **room,
     )
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Optional
 
 from storage_manager.base.clock import Patience
-from storage_manager.base.errors import CommitContended, StorageManagerError, StoreError, failing_as
+from storage_manager.base.errors import CommitContended, NoRoom, StorageManagerError, StoreError, failing_as
 from storage_manager.base.times import from_timestamp
 from storage_manager.store.aside import move_aside, open_previous, restore_metadata
 from storage_manager.store.commit import PUT_BACK_PATIENCE_SECS, Committer
@@ -52,6 +51,9 @@ def recover(committer: Committer) -> None:
     for name in (*second, *(name for name in reversed(found) if name not in second)):
         try:
             _recover_previous(committer, name, found[name])
+        except NoRoom as error:
+            _report_pending(committer, name, error)
+            break
         except CommitContended:
             break  # the next run looks again, also at the others
     committer.most_previous = MOST_PREVIOUS
@@ -118,12 +120,27 @@ def recover_torn(committer: Committer, names: Sequence[str]) -> tuple[bool, list
             continue  # still torn
         merged = True
         await_rewrite(committer)
-        with suppress(CommitContended):
+        try:
             if committer.put_back(late, None, "torn"):
                 committer.store.remove(name)
                 continue
+        except NoRoom as error:
+            _report_pending(committer, name, error)
+        except CommitContended:
+            pass
         unmerged.append(name)
     return merged, unmerged, unread
+
+
+def _report_pending(committer: Committer, name: str, no_room: NoRoom) -> None:
+    committer.log.warning(
+        "storage_manager.recovered",
+        f"{no_room}; {name}, which is to be merged, is kept for the next run",
+        what="pending",
+        file=name,
+        free_bytes=no_room.free_bytes,
+        needed_bytes=no_room.needed_bytes,
+    )
 
 
 def _read_aside(committer: Committer, name: str) -> Optional[Document]:
@@ -143,9 +160,13 @@ def add_entries(committer: Committer, entries: Document) -> bool:
     """
     patience = Patience(committer.clock, PUT_BACK_PATIENCE_SECS, 0.0)
     while True:
-        with suppress(CommitContended):
+        try:
             if committer.put_back(entries, None, None):
                 return True
+        except NoRoom:
+            raise
+        except CommitContended:
+            pass
         if patience.exhausted():
             return False
         await_rewrite(committer)

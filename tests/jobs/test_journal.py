@@ -57,7 +57,7 @@ def log(warnings: Warnings) -> EventLog:
 
 @pytest.fixture
 def file(tmp_path: Path) -> HistoryFile:
-    return HistoryFile(str(tmp_path / "history"), STORE, "GOFR_DIG_HISTORY_FILE")
+    return HistoryFile(str(tmp_path / "history"), STORE, "GOFR_DIG_HISTORY_FILE", str(tmp_path / "metadata.json"))
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_a_second_run_does_not_take_a_live_draft_for_a_leftover(storage: Path, s
 def test_a_draft_that_was_replaced_is_not_published(storage: Path, store: Store) -> None:
     guids = make_store(storage, 2)
     draft = Draft(store, likeness_of_blob(store, "metadata.json", 0o7777))
-    draft.write([b"{}"])
+    draft.write([b"{}"], 2)
     (storage / ".metadata.json.tmp").unlink()
     (storage / ".metadata.json.tmp").touch()
     with pytest.raises(LockLost):

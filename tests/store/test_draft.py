@@ -96,7 +96,7 @@ def test_a_draft_has_the_access_list_of_what_it_replaces(storage: Path, store: S
 )
 def test_what_is_written_is_what_is_in_the_file(storage: Path, store: Store, chunks: list[bytes]) -> None:
     draft = draft_of(store)
-    draft.write(iter(chunks))
+    draft.write(iter(chunks), 4 << 20)
     assert (storage / TMP).read_bytes() == b"".join(chunks)
     draft.discard()
 
@@ -106,7 +106,7 @@ def test_a_second_attempt_replaces_the_first_whatever_differs(storage: Path, sto
     versions = [big, big + b"more", big[:100], b"", big[: 1 << 20] + b"!" + big[(1 << 20) + 1 :], b"short"]
     draft = draft_of(store)
     for version in versions:
-        draft.write([version[:1000], version[1000:]])
+        draft.write([version[:1000], version[1000:]], 1000)
         assert (storage / TMP).read_bytes() == version
     draft.discard()
 
@@ -117,14 +117,14 @@ def test_a_write_that_the_kernel_takes_only_in_part_is_continued(
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, bytes(data)[:7], offset))
     draft = draft_of(store)
-    draft.write([b"0123456789" * 10])
+    draft.write([b"0123456789" * 10], 1000)
     assert (storage / TMP).read_bytes() == b"0123456789" * 10
     draft.discard()
 
 
 def test_publishing_replaces_metadata_and_leaves_no_draft(storage: Path, store: Store) -> None:
     draft = draft_of(store)
-    draft.write([b'{"new": 1}'])
+    draft.write([b'{"new": 1}'], 1000)
     draft.publish()
     assert (storage / "metadata.json").read_bytes() == b'{"new": 1}'
     assert not (storage / TMP).exists()
@@ -137,7 +137,7 @@ def test_a_draft_is_synced_before_it_is_published(storage: Path, store: Store, m
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append((storage / TMP).read_bytes()), real(fd))[1])
     draft = draft_of(store)
-    draft.write([b"content"])
+    draft.write([b"content"], 1000)
     assert synced == [b"content"]
     draft.discard()
 
@@ -145,7 +145,7 @@ def test_a_draft_is_synced_before_it_is_published(storage: Path, store: Store, m
 def test_discarding_leaves_nothing_behind(storage: Path, store: Store) -> None:
     before = len(os.listdir("/proc/self/fd"))
     draft = draft_of(store)
-    draft.write([b"x"])
+    draft.write([b"x"], 1000)
     draft.discard()
     draft.discard()
     assert os.listdir(storage) == ["metadata.json"]
@@ -155,7 +155,7 @@ def test_discarding_leaves_nothing_behind(storage: Path, store: Store) -> None:
 def test_a_leftover_of_a_run_that_died_is_replaced(storage: Path, store: Store) -> None:
     (storage / TMP).write_text("left over and longer")
     draft = draft_of(store)
-    draft.write([b"new"])
+    draft.write([b"new"], 1000)
     assert (storage / TMP).read_text() == "new"
     draft.discard()
     assert remove_leftover(store) is False
@@ -196,19 +196,19 @@ def test_a_draft_that_cannot_be_written_names_itself(
     draft = draft_of(store)
     calls = refuse(monkeypatch, call, code)
     with pytest.raises(StoreError) as caught:
-        draft.write([b"x" * 100])
+        draft.write([b"x" * 100], 1000)
     assert calls
     assert caught.value.fields == {"file": str(storage / TMP), "errno": errno.errorcode[code]}
     assert (storage / "metadata.json").read_text() == "{}"
     monkeypatch.undo()
-    draft.write([b"y" * 50])
+    draft.write([b"y" * 50], 1000)
     assert (storage / TMP).read_bytes() == b"y" * 50, "the next attempt succeeds"
     draft.discard()
 
 
 def test_a_rename_that_fails_leaves_the_old_file(storage: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     draft = draft_of(store)
-    draft.write([b"new"])
+    draft.write([b"new"], 1000)
     refuse(monkeypatch, "rename", errno.EIO)
     with pytest.raises(StoreError) as caught:
         draft.publish()

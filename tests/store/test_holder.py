@@ -89,7 +89,8 @@ def test_what_is_written_is_read(storage: Path) -> None:
     clock = Clock()
     fd = os.open(storage / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        write_holder(clock, fd, "prune-size")
+        with open_store(str(storage)) as store:
+            write_holder(clock, store, fd, "prune-size")
         holder = parse_holder(os.pread(fd, 4096, 0), clock)
     finally:
         os.close(fd)

@@ -41,12 +41,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def memory_at(directory: Path) -> Iterator[Path]:
+def memory_at(directory: Path, options: str = "") -> Iterator[Path]:
     """A directory for images that does not wait for a real disk. Skips the test where nothing can be mounted."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
     try:
-        _mount("tmpfs", directory, "tmpfs", "")
+        _mount("tmpfs", directory, "tmpfs", options)
     except OSError as error:
         pytest.skip(f"nothing can be mounted here: {error.strerror}")
     try:
