@@ -68,9 +68,8 @@ def free(fd: int, user: int, group: int, has_quota: bool) -> Optional[Free]:
     return min(found)
 
 
-def has_quota(fd: int) -> bool:
-    """Whether users or groups have quotas on the file system of `fd`, as far as its mount tells. Raises OSError."""
-    device = os.fstat(fd).st_dev
+def has_quota(device: int) -> bool:
+    """Whether users or groups have quotas on the file system of a device, as far as its mount tells. Raises nothing."""
     number = b"%d:%d" % (os.major(device), os.minor(device))
     try:
         with open("/proc/self/mountinfo", "rb") as file:

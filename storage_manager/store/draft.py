@@ -8,7 +8,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Optional
 
 from storage_manager.base import room
 from storage_manager.base.errors import LockLost, NoRoom, NotWritable, StoreError, errno_name, failing_as
@@ -18,8 +17,6 @@ from storage_manager.store.names import METADATA_NAME, TMP_NAME
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK_BYTES = 1 << 20
-_BLOCK_BYTES = 512
-"""What st_blocks counts in."""
 
 # What vouches for no clock is dated to a full millisecond, rounded up. A client's write is not, but one in a million.
 _MARK_NS = 1_000_000
@@ -43,7 +40,7 @@ class Draft:
         """Create the file. Raises NotWritable when its owner, group or mode cannot be those of `like`; StoreError."""
         self._store = store
         self.like = like
-        self._has_quota: Optional[bool] = None
+        self._written_bytes = 0
         remove_leftover(store)
         with failing_as("create", store.file(TMP_NAME)):
             self._fd = store.open(TMP_NAME, CREATE)
@@ -71,8 +68,10 @@ class Draft:
                     same = False
                     self.require_room(size_bytes)
                     write_all(self._fd, chunk, offset)
+                    self._written_bytes = max(self._written_bytes, offset + len(chunk))
                 offset += len(chunk)
             os.ftruncate(self._fd, offset)
+            self._written_bytes = offset
             if not vouches:
                 self._mark()
             os.fsync(self._fd)
@@ -83,11 +82,8 @@ class Draft:
         bytes, and something else of ours has `more_bytes`. Raises NoRoom, StoreError.
         """
         with failing_as("examine the file system of", self._store.path):
-            if self._has_quota is None:
-                self._has_quota = room.has_quota(self._fd)
             found = room.free(self._fd, self.like.user, self.like.group, self._has_quota)
-            lacking_bytes = max(0, size_bytes - _BLOCK_BYTES * os.fstat(self._fd).st_blocks)
-        needed_bytes = room.needed_bytes(lacking_bytes + more_bytes, size_bytes)
+        needed_bytes = room.needed_bytes(max(0, size_bytes - self._written_bytes) + more_bytes, size_bytes)
         if found is not None and found.size_bytes < needed_bytes:
             raise NoRoom(self._store.file(METADATA_NAME), found.size_bytes, needed_bytes, found.is_quota)
 
@@ -177,6 +173,7 @@ class Draft:
             if ACCESS_LIST in like.attributes:
                 os.setxattr(self._fd, ACCESS_LIST, like.attributes[ACCESS_LIST])
             status = os.fstat(self._fd)
+            self._has_quota = room.has_quota(status.st_dev)
         except PermissionError as error:
             raise NotWritable(
                 f"{belongs} ({errno_name(error.errno)}): run storage_manager as that user or as root"
