@@ -93,8 +93,8 @@ def _quota_left(fd: int, kind: int, number: int) -> Optional[int]:
             return None
     except (ImportError, OSError, AttributeError):
         return None
-    hard, soft, used_bytes, *_, until, _, _ = _QUOTA.unpack_from(buffer)
-    limit = soft if soft and 0 < until <= time.time() else hard  # a soft limit is one when its time of grace is over
+    hard, soft, used_bytes, *_ = _QUOTA.unpack_from(buffer)
+    limit = soft or hard  # beyond the soft limit a time of grace runs, and then it is a hard one
     return max(0, 1024 * limit - used_bytes) if limit else None
 
 

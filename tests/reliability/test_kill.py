@@ -259,7 +259,8 @@ KERNEL_NAMES = {
     "link": "linkat", "setxattr": "fsetxattr", "removexattr": "fremovexattr",
 }  # fmt: skip
 LOOKING = {
-    "newfstatat", "fstat", "statx", "stat", "lstat", "access", "faccessat", "faccessat2", "close", "read", "pread64",
+    "newfstatat", "fstat", "fstatfs", "statx", "stat", "lstat", "access", "faccessat", "faccessat2", "close", "read",
+    "pread64",
     "lseek", "getdents64", "fgetxattr", "flistxattr", "fcntl", "ioctl", "dup", "dup3", "readlink",
 }  # fmt: skip
 
