@@ -86,6 +86,7 @@ class MetadataCorrupt(StorageManagerError):
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem)
+        self.problem = problem
         self.remedy = remedy
 
 

@@ -32,15 +32,16 @@ from storage_manager.store.reading import (
 REWRITE_SECS = 1.0
 REWRITE_SECS_PER_BYTE = 0.1 / (1 << 20)
 
+# One name more than commits may use: merging the last of the old files takes a commit, too.
+_MOST_NAMES = MOST_PREVIOUS + 1
+
 
 def recover(committer: Committer) -> None:
     """Finish or undo what a process that died in the middle of a commit left. Raises like commit()."""
     committer.close()  # an own draft is no leftover
     if remove_leftover(committer.store):
         committer.log.info("storage_manager.recovered", "removed the unfinished draft of a run that died", what="draft")
-    # One name more than commits may use: merging the last of them takes a commit, too.
-    committer.most_previous = MOST_PREVIOUS + 1
-    names = previous_names(committer.most_previous)
+    names = previous_names(_MOST_NAMES)
     current = committer.store.status(METADATA_NAME)
     found = {name: status for name in names if (status := committer.store.status(name)) is not None}
     # A second name of the current file comes first: it takes no commit to give it up, and that frees a name.
@@ -56,7 +57,6 @@ def recover(committer: Committer) -> None:
             break
         except CommitContended:
             break  # the next run looks again, also at the others
-    committer.most_previous = MOST_PREVIOUS
 
 
 def _recover_previous(committer: Committer, name: str, status: os.stat_result) -> None:
@@ -76,7 +76,7 @@ def _recover_previous(committer: Committer, name: str, status: os.stat_result) -
                 move_aside(store, committer.clock, committer.log, name)
                 return
             await_rewrite(committer)
-            if not committer.put_back(late, _base_of(committer, fd, name), "commit"):
+            if not committer.put_back(late, _base_of(committer, fd, name), "commit", _MOST_NAMES):
                 return  # the next run looks again
     finally:
         close(fd)

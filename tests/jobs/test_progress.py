@@ -253,7 +253,7 @@ def test_a_file_that_is_being_written_is_not_called_damaged(
 def test_a_backup_is_not_recommended_once_something_was_deleted(
     storage: Path, guids: list[str], tool: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage_manager.store.commit.READ_PATIENCE_SECS", 0.1)
+    monkeypatch.setattr("storage_manager.store.replace.READ_PATIENCE_SECS", 0.1)
     real = Store.unlink
 
     def unlink(self: Store, name: str) -> bool:

@@ -41,7 +41,7 @@ from stores import IMPORT_ALL, clean_environment, make_store, read_entries
 from storage_manager import cli, grammar
 from storage_manager.base.clock import Clock
 from storage_manager.jobs import orphans
-from storage_manager.store import commit, document, locked, reading, recovery, survey
+from storage_manager.store import commit, document, locked, reading, recovery, replace, survey
 
 GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 EXTENSION = re.compile(r"[a-z0-9][a-z0-9_+-]{0,31}")
@@ -365,7 +365,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
     }.items():  # fmt: skip
         monkeypatch.setattr(Clock, name, value)
     # Nobody writes beside these runs: what is torn stays torn.
-    for module in (commit, locked, reading, recovery, orphans, survey):
+    for module in (commit, locked, reading, recovery, replace, orphans, survey):
         for name in [name for name in vars(module) if name.endswith("PATIENCE_SECS")]:
             monkeypatch.setattr(module, name, 0.0)
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # and the machine does not die

@@ -35,17 +35,19 @@ from interleaving import (
 )
 from stores import blobs, leftovers, new_guid
 
+from storage_manager.base.clock import Patience
 from storage_manager.base.errors import StorageManagerError
 from storage_manager.base.log import EventLog
 from storage_manager.jobs import prune as prune_job
 from storage_manager.jobs.policy import PruneLimits, plan_prune
-from storage_manager.store import commit, locked, reading, recovery, survey
+from storage_manager.store import commit, locked, reading, recovery, replace, survey
 from storage_manager.store.aside import unlink_previous
-from storage_manager.store.commit import Committer
+from storage_manager.store.commit import Committer, PutBack
 from storage_manager.store.directory import Store
 from storage_manager.store.document import Document, NotJson
 from storage_manager.store.draft import Draft, remove_leftover
 from storage_manager.store.reading import Reading
+from storage_manager.store.replace import Old
 
 # Four sessions of which the oldest is over the limit; with one saved beside the prune, two may be.
 GUIDS = [new_guid(random.Random(number)) for number in range(4)]
@@ -83,7 +85,7 @@ def directory() -> Iterator[Path]:
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Calls that change nothing which anybody sees, saved; and attempts that are forgotten with what they saw."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for module in (survey, commit, recovery):
+    for module in (survey, replace, recovery):
         monkeypatch.setattr(module, "read_stable", forgetful(reading.read_stable))
     for module in (commit, recovery):
         monkeypatch.setattr(module, "read_descriptor", forgetful(reading.read_descriptor))
@@ -436,10 +438,10 @@ def test_no_random_order_of_several_clients_and_prunes_loses_anything(
 
 
 def without_salvage(patch: pytest.MonkeyPatch) -> None:
-    def give_up(self: Committer, reading: Reading, base: Document, previous: Optional[str]) -> None:
-        unlink_previous(self.store, previous)
+    def give_up(self: Committer, old: Old, within: Optional[PutBack]) -> None:
+        unlink_previous(self.store, old.previous)
 
-    patch.setattr(Committer, "_salvage_late_write", give_up)
+    patch.setattr(Committer, "_settle", give_up)
 
 
 def without_settling(patch: pytest.MonkeyPatch) -> None:
@@ -447,7 +449,7 @@ def without_settling(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_the_check_before_the_rename(patch: pytest.MonkeyPatch) -> None:
-    real_unchanged, real_is_named = Reading.unchanged, commit.is_named
+    real_unchanged, real_is_named = Reading.unchanged, replace.is_named
     renamed = [True]
     real_examine, real_publish = Draft.examine, Draft.publish
 
@@ -462,7 +464,7 @@ def without_the_check_before_the_rename(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Draft, "examine", examine)
     patch.setattr(Draft, "publish", publish)
     patch.setattr(Reading, "unchanged", lambda self: not renamed[0] or real_unchanged(self))
-    patch.setattr(commit, "is_named", lambda *arguments: not renamed[0] or real_is_named(*arguments))
+    patch.setattr(replace, "is_named", lambda *arguments: not renamed[0] or real_is_named(*arguments))
 
 
 def without_a_stable_read(patch: pytest.MonkeyPatch) -> None:
@@ -479,13 +481,13 @@ def without_a_stable_read(patch: pytest.MonkeyPatch) -> None:
                 continue
         raise AssertionError("{} is JSON")
 
-    for module in (survey, commit, recovery):
+    for module in (survey, replace, recovery):
         patch.setattr(module, "read_stable", glance)
 
 
 def without_watching_what_is_put_back(patch: pytest.MonkeyPatch) -> None:
-    def put_back(self: Committer, late: Document, base: Optional[Document], what: str) -> bool:
-        self._merge(late, base)
+    def put_back(self: Committer, late: Document, base: Optional[Document], what: str, most_names: int = 4) -> bool:
+        self._merge(late, base, PutBack(Patience(self.clock, 4.0, 0.0), most_names))
         return True
 
     patch.setattr(Committer, "put_back", put_back)

@@ -30,16 +30,17 @@ from stores import (
     run_tool,
 )
 
-from storage_manager.base.clock import HANDLED, Clock
+from storage_manager.base.clock import HANDLED, Clock, Patience
 from storage_manager.base.errors import Interrupted, LockLost, StorageManagerError, StoreError
 from storage_manager.base.log import EventLog, build_logger
-from storage_manager.store import commit, lock
+from storage_manager.store import lock
 from storage_manager.store.commit import Committer
 from storage_manager.store.directory import Store, open_store
 from storage_manager.store.document import parse
 from storage_manager.store.draft import Draft, remove_leftover
 from storage_manager.store.edit import Removal
 from storage_manager.store.likeness import likeness_of_blob
+from storage_manager.store.reading import read_stable
 
 LOG = EventLog(build_logger(None, True, 50))
 
@@ -143,7 +144,7 @@ def test_what_cannot_be_put_back_is_kept(storage: Path, store: Store, monkeypatc
     late = parse((storage / "metadata.json").read_bytes())
     (storage / "metadata.json").unlink()
     with pytest.raises(StorageManagerError, match="disappeared"):
-        Committer(store, Clock(), LOG)._merge(late, None, 1.0)
+        Committer(store, Clock(), LOG).put_back(late, None, None)
 
 
 def test_a_late_save_survives_without_hard_links_and_without_room(
@@ -193,7 +194,7 @@ def test_a_metadata_file_that_is_a_mount_point_is_found_before_anything_is_delet
 
     monkeypatch.setattr(os, "link", link)
     committer = Committer(store, Clock(), LOG)
-    found = commit.read_stable(store, commit.Patience(Clock(), 1.0, 0.0), parse)
+    found = read_stable(store, Patience(Clock(), 1.0, 0.0), parse)
     assert found is not None
     with found[0] as reading, pytest.raises(StorageManagerError, match="mount point"):
         committer.prepare(reading)

@@ -24,7 +24,7 @@ from stores import blobs, event, events, leftovers, make_store, read_entries, ru
 from storage_manager.base.clock import Clock
 from storage_manager.cli import main
 from storage_manager.jobs import prune as prune_job
-from storage_manager.store import commit, reading, recovery, survey
+from storage_manager.store import commit, reading, recovery, replace, survey
 
 TMP = ".metadata.json.tmp"
 PREV = ".metadata.json.prev"
@@ -764,7 +764,8 @@ def test_a_save_that_is_still_half_written_after_the_rename_is_waited_for(
 def test_a_save_that_stays_half_written_is_left_for_the_next_run(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "READ_PATIENCE_SECS", 0.1)
+    for module in (commit, replace):
+        monkeypatch.setattr(module, "READ_PATIENCE_SECS", 0.1)
     guid, change = new_session(storage)
     writer = Writer(Client(storage), change)
 
@@ -1035,7 +1036,8 @@ def test_a_save_whose_merge_is_not_certain_to_stay_is_kept_aside_without_hard_li
 def test_an_unfinished_save_is_kept_aside_without_hard_links(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "READ_PATIENCE_SECS", 0.1)
+    for module in (commit, replace):
+        monkeypatch.setattr(module, "READ_PATIENCE_SECS", 0.1)
     fail(monkeypatch, "link", PREV, errno.EPERM)
     guid, change = new_session(storage)
     writer = Writer(Client(storage), change)

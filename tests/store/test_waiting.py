@@ -15,7 +15,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.cli import main
 from storage_manager.jobs import prune
-from storage_manager.store import commit, inventory
+from storage_manager.store import commit, inventory, replace
 from storage_manager.store.directory import Store
 from storage_manager.store.survey import take_snapshot
 
@@ -85,7 +85,8 @@ def test_a_torn_file_puts_a_commit_off_and_the_deletions_go_on(
     monkeypatch.setattr(Clock, "install", lambda self: None)
     monkeypatch.setattr(prune, "COMMIT_EVERY_SECS", 0.0)
     monkeypatch.setattr("storage_manager.store.locked.COMMIT_PATIENCE_SECS", 0.05)
-    monkeypatch.setattr(commit, "READ_PATIENCE_SECS", 60.0)
+    for module in (commit, replace):
+        monkeypatch.setattr(module, "READ_PATIENCE_SECS", 60.0)
     real = Store.unlink
 
     def unlink(self: Store, name: str) -> bool:
