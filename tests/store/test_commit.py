@@ -1340,7 +1340,7 @@ def test_a_torn_file_during_the_commit_is_waited_for(
 def test_metadata_that_becomes_corrupt_during_the_prune_is_left_as_it_is(
     storage: Path, guids: list[str], prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (commit, reading, survey):
+    for module in (commit, reading, replace, survey):
         monkeypatch.setattr(module, "READ_PATIENCE_SECS", 0.1)
     around(
         monkeypatch, "unlink", f"{guids[0]}.json", after=lambda: (storage / METADATA).write_text('{"damaged')
