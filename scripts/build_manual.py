@@ -58,7 +58,9 @@ def manual():
         yield text(plain(meaning))
     yield from (
         ".SH SEE ALSO",
-        text("docs/operations.md: the logs, health, metrics, and what to do when something is wrong"),
+        text("docs/runbook.md: what to do when something is wrong"),
+        ".br",
+        text("docs/monitoring.md: health, metrics and logs"),
     )
 
 

@@ -20,7 +20,7 @@ from storage_manager.store.survey import Totals
 
 STORE = "/srv/store"
 ALERTS = stores.ROOT / "docs" / "deploy" / "alerts.yml"
-OPERATIONS = stores.ROOT / "docs" / "operations.md"
+MONITORING = stores.ROOT / "docs" / "monitoring.md"
 
 
 def full(storage_dir: str = STORE) -> Metrics:
@@ -168,8 +168,8 @@ def names_in(text: str) -> set[str]:
     return set(re.findall(rf"\b{PREFIX}[a-z_]+\b", text))
 
 
-def test_operations_has_every_metric_with_its_type_and_no_other() -> None:
-    rows = re.findall(rf"^\| `({PREFIX}[a-z_]+)` \| (\w+) \|", OPERATIONS.read_text(), re.MULTILINE)
+def test_the_documents_have_every_metric_with_its_type_and_no_other() -> None:
+    rows = re.findall(rf"^\| `({PREFIX}[a-z_]+)` \| (\w+) \|", MONITORING.read_text(), re.MULTILINE)
     assert rows == [(PREFIX + metric.name, metric.type) for metric in METRICS]
 
 

@@ -17,7 +17,7 @@ from storage_manager.config import DEFAULT_PREFIX, read_settings
 from storage_manager.grammar import build_parser
 
 ROOT = stores.ROOT
-OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+OPERATIONS, MONITORING = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("operations", "monitoring"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 DEPLOYMENTS = sorted(path for path in (ROOT / "docs" / "deploy").rglob("*") if path.is_file())
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -120,6 +120,10 @@ def test_the_events_that_old_ones_become_exist_with_their_fields() -> None:
         assert set(re.findall(r"`(\w+)`", named)) <= fields[key], key
 
 
+def test_the_runbook_is_the_first_link_of_the_readme() -> None:
+    assert LINK.findall((ROOT / "README.md").read_text())[0] == "docs/runbook.md"
+
+
 def test_readme_has_the_two_commands() -> None:
     commands = readme_commands()
     assert "./scripts/storage_manager.sh run-loop" in commands
@@ -173,7 +177,7 @@ def test_every_document_is_reachable_from_the_index() -> None:
 
 def test_the_seq_queries_ask_for_events_and_fields_that_exist() -> None:
     events = (ROOT / "docs" / "events.md").read_text()
-    queries = re.findall(r"^    (.+)$", section(OPERATIONS, "Seq queries"), re.MULTILINE)
+    queries = re.findall(r"^    (.+)$", section(MONITORING, "Seq queries"), re.MULTILINE)
     assert len(queries) >= 8
     for query in queries:
         for text in re.findall(r"'((?:storage_manager|housekeeper)\.[a-z_.]+)", query):
