@@ -16,8 +16,9 @@ from storage_manager.commands import Context, tables
 from storage_manager.commands.outcome import confirmed
 from storage_manager.jobs.checkup import LEFTOVER, Checkup, check_up, foresee_adoption, orphan_from, summary
 from storage_manager.jobs.orphans import Adoptable
+from storage_manager.jobs.plan import Terms
 from storage_manager.jobs.progress import Progress, telling
-from storage_manager.jobs.repair import NOTHING_CHANGED, Adoption, Repair, Terms, adopt, repair
+from storage_manager.jobs.repair import NOTHING_CHANGED, Adoption, Repair, adopt, repair
 from storage_manager.loop.own_files import writable_history_file
 from storage_manager.store.snapshot import DANGLING, IN_FLIGHT, ORPHAN, Anomaly, Session
 

@@ -120,11 +120,11 @@ def _lines(outcome: Outcome, verbose: bool) -> Iterator[str]:
 def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:
     plan = outcome.plan
     return {
-        "command": job.command,
+        "command": job.terms.command,
         "dry_run": outcome.dry_run,
-        "storage_dir": job.storage_dir,
-        "group": job.group,
-        "limit_bytes": job.limit_bytes,
+        "storage_dir": job.terms.storage_dir,
+        "group": job.limits.group,
+        "limit_bytes": job.limits.limit_bytes,
         "target_bytes": plan.target_bytes,
         "target_met": plan.target_met,
         "causes": plan.causes,

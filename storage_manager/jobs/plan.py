@@ -37,11 +37,15 @@ HELP = {
 """What to do about a cause of an unmet target."""
 
 
+TOO_MANY = "too_many"
+"""The cause for which a victim is left to a later run."""
+
+
 class Keep(NamedTuple):
     """A run of sessions that stay, and why."""
 
     cause: str
-    """A stable key: not_needed, too_young, too_many, min_age or keep_last."""
+    """A stable key: not_needed, too_young, TOO_MANY, not_confirmed, min_age or keep_last."""
     reason: str
     sessions: Sequence[Session]
 
@@ -88,6 +92,20 @@ class Plan(NamedTuple):
     def freed_bytes(self) -> int:
         return self.current_bytes - self.planned_bytes
 
+    @property
+    def later_bytes(self) -> int:
+        """Of the victims that are left to a later run."""
+        return sum(session.size_bytes for session in self._later)
+
+    @property
+    def wanted(self) -> tuple[int, int]:
+        """(count, bytes) of the victims, and of those that are left to a later run."""
+        return len(self.victims) + len(self._later), self.freed_bytes + self.later_bytes
+
+    @property
+    def _later(self) -> Sequence[Session]:
+        return [session for keep in self.kept if keep.cause == TOO_MANY for session in keep.sessions]
+
     def chosen(self) -> Iterator[tuple[Session, str]]:
         """The victims, each with why it goes."""
         start = 0
@@ -110,6 +128,15 @@ class Plan(NamedTuple):
         for keep in self.kept:
             for session in keep.sessions:
                 yield "keep", session, keep.reason
+
+
+class Terms(NamedTuple):
+    """Which store to lock, for which command, and how patiently."""
+
+    storage_dir: str
+    command: str
+    lock_timeout_secs: float
+    lock_stale_secs: float
 
 
 class Deleted(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Optional
 
 from storage_manager.base.errors import EXIT_FAILED, Interrupted, LockBusy, StorageManagerError, StoreMissing
@@ -11,6 +12,7 @@ from storage_manager.base.log import EventLog
 from storage_manager.base.quantity import counted
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.journal import Journal
+from storage_manager.jobs.memory import NOTHING, Memory, Shown
 from storage_manager.store.snapshot import Session
 from storage_manager.store.survey import Totals
 
@@ -18,9 +20,11 @@ from storage_manager.store.survey import Totals
 class Progress:
     """What a run has seen and done so far: it must be known whatever ends the run."""
 
-    def __init__(self, before: Optional[Progress] = None, nothing: str = "nothing was deleted") -> None:
-        """`before` is that of the cycle before, of the same loop; `nothing` is said as long as nothing was done."""
+    def __init__(self, before: Memory = NOTHING, nothing: str = "nothing was deleted") -> None:
+        """`before` is what a loop remembers; `nothing` is said as long as nothing was done."""
         self._nothing = nothing
+        self.before = before
+        self.shown = before.shown
         self.findings: Optional[Totals] = None
         self.uncommitted: set[str] = set()
         """Sessions whose blob is gone, and whose entry is still there."""
@@ -39,9 +43,6 @@ class Progress:
         self.swept: set[str] = set()
         self.returned_count = 0
         """Entries among those swept that the cycle before had swept, too, and the client has brought back since."""
-        self.deferred_before: set[str] = before.deferred if before is not None else set()
-        self._swept_before: set[str] = before.swept if before is not None else set()
-        self._deferrals_before = before.deferrals if before is not None else 0
         self.removed_count = 0
         """Files of unfinished metadata."""
         self.adopted_count = 0
@@ -52,25 +53,37 @@ class Progress:
         self.purged_bytes = 0
         self.adoptions_undone = 0
         """Cycles in a row whose adoption a client has undone."""
-        self._adoptions_undone_before = before.adoptions_undone if before is not None else 0
         self.noun = "session"
         self.sentence: Optional[str] = None
         """What came of it all, once that is known."""
 
     def defer(self, guids: Iterable[str]) -> None:
         self.deferred.update(guids)
-        self.deferrals = self._deferrals_before + 1
+        self.deferrals = self.before.deferrals + 1
 
     def undo_adoption(self) -> None:
-        self.adoptions_undone = self._adoptions_undone_before + 1
+        self.adoptions_undone = self.before.adoptions_undone + 1
 
     def sweep(self, guid: str) -> bool:
         """Count an entry. Whether it is news, or one that the client has brought back."""
         self.swept_count += 1
         self.swept.add(guid)
-        is_news = guid not in self._swept_before
+        is_news = guid not in self.before.swept
         self.returned_count += not is_news
         return is_news
+
+    def show(self, moment: datetime, monotonic_secs: float) -> None:
+        self.shown = Shown(moment, monotonic_secs)
+
+    def remembered(self) -> Memory:
+        """What the next cycle is to know of this one."""
+        return self.before._replace(
+            shown=self.shown,
+            deferred=self.deferred,
+            deferrals=self.deferrals,
+            swept=self.swept,
+            adoptions_undone=self.adoptions_undone,
+        )
 
     @property
     def nothing_done(self) -> bool:

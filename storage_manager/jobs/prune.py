@@ -15,9 +15,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import (
     EXIT_FAILED,
     EXIT_OK,
-    BlobsMissing,
     CommitContended,
-    Held,
     LockLost,
     StoreError,
     describe_errno,
@@ -25,11 +23,13 @@ from storage_manager.base.errors import (
 )
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
+from storage_manager.jobs.evidence import HANDFUL, Case, Held, Mandate, asks_history, why_not
 from storage_manager.jobs.journal import DELETED, HistoryFile, Journal
 from storage_manager.jobs.orphans import OrphanGuard
-from storage_manager.jobs.plan import Deleted, Outcome, Plan, sentence, unmet
-from storage_manager.jobs.policy import HANDFUL, blobs_are_missing, held_back
+from storage_manager.jobs.plan import Deleted, Outcome, Plan, Terms, sentence, unmet
+from storage_manager.jobs.policy import Limits
 from storage_manager.jobs.progress import Progress, report_swept, reporting
+from storage_manager.jobs.store_time import latest_moment
 from storage_manager.store.directory import open_store
 from storage_manager.store.inventory import mark
 from storage_manager.store.locked import LockedStore, locked_store, report_deferred
@@ -52,48 +52,41 @@ class Job(NamedTuple):
 
     kind: str
     """`prune` or `purge`: the middle part of the event names."""
-    command: str
-    storage_dir: str
-    planner: Callable[[Snapshot, datetime], Plan]
-    group: Optional[str]
-    limit_bytes: Optional[int]
-    target_bytes: Optional[int]
-    lock_timeout_secs: float
-    lock_stale_secs: float
+    terms: Terms
+    planner: Callable[[Snapshot, Limits, datetime], Plan]
+    """Pure."""
+    limits: Limits
+    mandate: Mandate = Mandate()
+    history: Optional[HistoryFile] = None
+    """Where it is told what was deleted."""
+    earlier: Callable[[], Deleted] = Deleted
+    """What earlier runs have deleted: asked only where that matters."""
     explain: bool = False
     """Whether the outcome's plan shall still tell of the sessions that stay."""
     limit_text: Optional[str] = None
     """How the limit is shown, where there is more to say than its size."""
-    history: Optional[HistoryFile] = None
-    """Where it is told what was deleted."""
-    earlier: Callable[[], Deleted] = Deleted
-    """What earlier runs have deleted."""
-    max_delete: Optional[quantity.Share] = None
-    """A plan that deletes more sessions than that deletes none."""
-    let_through: str = "To let it through, use --max-delete off"
-    """What to do when that is right all the same."""
     is_watched: bool = True
     """Whether somebody waits for it; else a plan that deletes more than half of the sessions is a warning."""
+
+    def plan(self, snapshot: Snapshot, now: datetime) -> Plan:
+        return self.planner(snapshot, self.limits, now)
 
 
 def preview(job: Job, clock: Clock, log: EventLog) -> Plan:
     """What would be done now, for a question before the work. Takes no lock. Raises like survey()."""
-    with open_store(job.storage_dir) as store:
+    with open_store(job.terms.storage_dir) as store:
         snapshot, reading = survey(store, clock, log)
         if reading is not None:
             reading.close()
-    return job.planner(snapshot, clock.now())
+    return job.plan(snapshot, clock.now())
 
 
 def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:
-    """Plan as `run()` would, without the lock and without touching anything."""
+    """Plan as `run()` would, without the lock and without touching anything. Raises Held, and like take_snapshot()."""
     started = clock.monotonic()
     progress = progress or Progress()
-    snapshot, progress.findings = take_snapshot(job.storage_dir, clock, log, progress.findings)
-    _require_blobs(job, snapshot)
-    plan = job.planner(snapshot, clock.now())
-    facts = _report_check(job, snapshot, plan, log)
-    _require_brake(job, snapshot, plan)
+    snapshot, progress.findings = take_snapshot(job.terms.storage_dir, clock, log, progress.findings)
+    plan, facts = _decide(job, snapshot, clock, log, progress)
     outcome = Outcome(
         plan=plan,
         dry_run=True,
@@ -108,6 +101,32 @@ def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] 
     return outcome
 
 
+def _decide(
+    job: Job, snapshot: Snapshot, clock: Clock, log: EventLog, progress: Progress
+) -> tuple[Plan, dict[str, object]]:
+    """The plan that nothing speaks against, and the facts that the summary repeats. Raises Held."""
+    storage_dir, now = job.terms.storage_dir, clock.now()
+    plan = job.plan(snapshot, now)
+    waiting = set(progress.before.deferred).difference(session.guid for session in plan.swept)
+    if waiting:
+        left = [session for session in snapshot.dangling if session.guid in waiting]
+        plan = plan._replace(swept=[*plan.swept, *left])
+    latest: Optional[datetime] = None
+    if job.mandate.if_clock_is_right:
+        monotonic_secs = clock.monotonic()
+        latest = latest_moment(snapshot, storage_dir, progress.shown, now, monotonic_secs)
+        if latest is not None:
+            progress.show(latest, monotonic_secs)
+    deleted = job.earlier() if asks_history(snapshot, job.limits.group) else Deleted()
+    reason = why_not(Case(job.mandate, storage_dir, job.limits, snapshot, plan, now, latest, deleted))
+    if reason is not None and not reason.plan_is_sound:
+        raise Held(reason)
+    facts = _report_check(job, snapshot, plan, log)
+    if reason is not None:
+        raise Held(reason)
+    return plan, facts
+
+
 def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:
     """Carry a job out. The outcome's exit code tells whether the target was met and everything could go.
 
@@ -115,12 +134,10 @@ def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = No
     Interrupted, after committing what was done and releasing the lock. `progress` tells what was done even then.
     """
     progress = progress or Progress()
-    with reporting(job.kind, job.storage_dir, progress, log), clock.doing("preparing"):
+    with reporting(job.kind, job.terms.storage_dir, progress, log), clock.doing("preparing"):
         with (
-            locked_store(
-                job.storage_dir, job.command, job.lock_timeout_secs, job.lock_stale_secs, clock, log
-            ) as locked,
-            Journal(job.history, job.command, DELETED, clock, log) as journal,
+            locked_store(*job.terms, clock, log) as locked,
+            Journal(job.history, job.terms.command, DELETED, clock, log) as journal,
         ):
             return _Run(job, locked, clock, log, progress, journal).carry_out()
 
@@ -159,8 +176,8 @@ class _Run:
                 victim_count=len(plan.victims),
                 victim_bytes=plan.freed_bytes,
                 swept_count=len(plan.swept),
-                storage_dir=job.storage_dir,
-                group=job.group,
+                storage_dir=job.terms.storage_dir,
+                group=job.limits.group,
             )
             with clock.doing(f"deleting {plan.noun}s", len(plan.victims)):
                 self._delete_all(plan)
@@ -194,15 +211,8 @@ class _Run:
         snapshot, reading = self._locked.look()
         with reading or nullcontext():
             told = self._progress.findings
-            self._progress.findings = report_findings(snapshot, job.storage_dir, self._log, told)
-            _require_blobs(job, snapshot)
-            plan = job.planner(snapshot, clock.now())
-            waiting = self._progress.deferred_before.difference(session.guid for session in plan.swept)
-            if waiting:
-                left = [session for session in snapshot.dangling if session.guid in waiting]
-                plan = plan._replace(swept=[*plan.swept, *left])
-            facts = _report_check(job, snapshot, plan, self._log)
-            _require_brake(job, snapshot, plan)
+            self._progress.findings = report_findings(snapshot, job.terms.storage_dir, self._log, told)
+            plan, facts = _decide(job, snapshot, clock, self._log, self._progress)
             item_count = plan.item_count
             if plan.victims:
                 self._marks = array("q", sorted(snapshot.marks))
@@ -255,7 +265,7 @@ class _Run:
                 progress.defer((*progress.uncommitted, *swept))
                 lasts = progress.deferrals >= DEFERRALS_TO_WARN_OF
                 report_deferred(
-                    error, "the next run goes on", len(progress.deferred), self._job.storage_dir, self._log, lasts
+                    error, "the next run goes on", len(progress.deferred), self._job.terms.storage_dir, self._log, lasts
                 )
         if lost is not None:
             raise lost
@@ -333,58 +343,34 @@ class _Run:
         )
 
 
-def _require_blobs(job: Job, snapshot: Snapshot) -> None:
-    """Raises BlobsMissing."""
-    if blobs_are_missing(snapshot, job.group, job.earlier):
-        scope = snapshot.scoped(job.group)
-        missing_count = len(scope.dangling)
-        raise BlobsMissing(job.storage_dir, missing_count, missing_count + len(scope.sessions))
-
-
-def _require_brake(job: Job, snapshot: Snapshot, plan: Plan) -> None:
-    """Raises Held."""
-    session_count, victim_count = len(snapshot.scoped(job.group).sessions), len(plan.victims)
-    if not held_back(plan, job.max_delete, session_count):
-        return
-    beside = f" beside {quantity.counted(session_count, 'session')}" if plan.are_orphans else f" of {session_count:,}"
-    gone = f"{quantity.counted(victim_count, plan.noun)}{beside}, {quantity.size(plan.freed_bytes)}"
-    raise Held(
-        f"{gone}, would have to go ({plan.why}), more than {job.max_delete}. {job.let_through}",
-        None,
-        job.limit_bytes,
-        victim_count,
-        plan.freed_bytes,
-    )
-
-
 def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> dict[str, object]:
     """The events before anything happens; the facts that the summary repeats."""
-    report_unknown_group(snapshot, job.group, job.storage_dir, log)
-    scope = snapshot.scoped(job.group)
+    report_unknown_group(snapshot, job.limits.group, job.terms.storage_dir, log)
+    scope = snapshot.scoped(job.limits.group)
     totals = scope.anomaly_totals()
     facts: dict[str, object] = {
         "current_bytes": plan.current_bytes,
         "current_mb": quantity.megabytes(plan.current_bytes),
-        "target_mb": None if job.target_bytes is None else quantity.megabytes(job.target_bytes),
+        "target_mb": None if job.limits.target_bytes is None else quantity.megabytes(job.limits.target_bytes),
         "item_count": len(scope.sessions),
         "anomalies": sum(count for count, _ in totals.values()),
         "anomaly_mb": quantity.megabytes(scope.anomaly_bytes),
-        "storage_dir": job.storage_dir,
-        "group": job.group,
+        "storage_dir": job.terms.storage_dir,
+        "group": job.limits.group,
     }
-    if job.limit_bytes is None:
+    if job.limits.limit_bytes is None:
         return facts
-    facts["limit_mb"] = quantity.megabytes(job.limit_bytes)
+    facts["limit_mb"] = quantity.megabytes(job.limits.limit_bytes)
     log.info(
         "storage_manager.prune.check",
-        f"{quantity.size(plan.current_bytes)} of {job.limit_text or quantity.size(job.limit_bytes)} in "
+        f"{quantity.size(plan.current_bytes)} of {job.limit_text or quantity.size(job.limits.limit_bytes)} in "
         f"{quantity.counted(len(scope.sessions), 'session')}",
         **facts,
     )
     if not scope.sessions and not totals:
-        log.info("storage_manager.prune.empty_storage", f"no sessions in {job.storage_dir}", **facts)
+        log.info("storage_manager.prune.empty_storage", f"no sessions in {job.terms.storage_dir}", **facts)
     if not plan.victims and plan.target_met:
-        within = "within the limit, " if plan.current_bytes <= job.limit_bytes else ""
+        within = "within the limit, " if plan.current_bytes <= job.limits.limit_bytes else ""
         log.info("storage_manager.prune.noop", f"{within}nothing to do", **facts)
     return facts
 
@@ -399,8 +385,8 @@ def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: floa
             final_bytes=outcome.final_bytes,
             target_bytes=plan.target_bytes,
             causes=plan.causes,
-            storage_dir=job.storage_dir,
-            group=job.group,
+            storage_dir=job.terms.storage_dir,
+            group=job.limits.group,
         )
     log.info(
         f"storage_manager.{job.kind}.summary",

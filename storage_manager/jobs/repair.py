@@ -9,11 +9,14 @@ from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import NoRoom, StorageManagerError
+from storage_manager.base.errors import NoRoom
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
+from storage_manager.jobs.evidence import Case, Held, Mandate, why_not
 from storage_manager.jobs.journal import ADOPTED, REPAIRED, HistoryFile, Journal
 from storage_manager.jobs.orphans import Missed, adoptable, entries_text, missed
+from storage_manager.jobs.plan import Terms
+from storage_manager.jobs.policy import Limits, plan_sweep
 from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.store.aside import Told, told_by
 from storage_manager.store.directory import Store
@@ -31,15 +34,6 @@ _FILE_MODE = 0o666
 
 # What a repair or an adoption says that was ended before it had done anything.
 NOTHING_CHANGED = "nothing was changed"
-
-
-class Terms(NamedTuple):
-    """Which store to lock, for which command, and how patiently."""
-
-    storage_dir: str
-    command: str
-    lock_timeout_secs: float
-    lock_stale_secs: float
 
 
 class Adoption(NamedTuple):
@@ -207,7 +201,7 @@ def _repair(
     journal: Journal,
     most: Optional[int],
 ) -> Repair:
-    snapshot, keys = _sweep(locked, log, progress, journal, most)
+    snapshot, keys = _sweep(locked, clock, log, progress, journal, most)
     swept_count = progress.swept_count
     report_findings(snapshot, terms.storage_dir, log)
     blobs = missed(snapshot.anomalies)
@@ -239,7 +233,7 @@ def _repair(
 
 
 def _sweep(
-    locked: LockedStore, log: EventLog, progress: Progress, journal: Journal, most: Optional[int]
+    locked: LockedStore, clock: Clock, log: EventLog, progress: Progress, journal: Journal, most: Optional[int]
 ) -> tuple[Snapshot, Collection[str]]:
     """What the store was before dangling entries were removed from it, and the keys of its entries."""
     snapshot, reading = locked.settled()
@@ -247,9 +241,10 @@ def _sweep(
         keys = set(reading.keys()) if reading is not None and snapshot.torn else set()
         if reading is None or not snapshot.dangling:
             return snapshot, keys
-        if most is not None and len(snapshot.dangling) > most:
-            now = quantity.counted(len(snapshot.dangling), "dangling entry")
-            raise StorageManagerError(f"there are {now} now, and the question was about {most:,}: run it again")
+        mandate = Mandate(sweeps_all=True, asked_about=most)
+        reason = why_not(Case(mandate, locked.store.path, Limits(), snapshot, plan_sweep(snapshot), clock.now()))
+        if reason is not None:
+            raise Held(reason)
         locked.prepare(reading)
     dangling = {session.guid: session for session in snapshot.dangling}
 

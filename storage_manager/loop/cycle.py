@@ -8,12 +8,24 @@ from typing import NamedTuple, Optional
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import EXIT_OK
+from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
 from storage_manager.config import Settings, limit_text
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop.heartbeat import CycleResult
 from storage_manager.store.snapshot import DANGLING
 from storage_manager.store.survey import Totals
+
+
+class Turn(NamedTuple):
+    """What a cycle works with."""
+
+    settings: Settings
+    clock: Clock
+    log: EventLog
+    progress: Progress
+    """With what is remembered of the cycles before."""
+    only_plan: bool
 
 
 class Ending(NamedTuple):

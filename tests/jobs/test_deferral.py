@@ -13,8 +13,8 @@ from stores import blobs, event, events, make_store, read_entries
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.cli import main
-from storage_manager.jobs.plan import Outcome
-from storage_manager.jobs.policy import PruneLimits, plan_prune
+from storage_manager.jobs.plan import Outcome, Terms
+from storage_manager.jobs.policy import Limits, plan_prune
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, run
 from storage_manager.store import locked
@@ -32,12 +32,9 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def prune(storage: Path, limit_bytes: int, before: Progress | None = None) -> tuple[Outcome, Progress]:
     """A cycle of a loop."""
-    job = Job(
-        kind="prune", command="run-loop", storage_dir=str(storage), group=None, limit_bytes=limit_bytes,
-        planner=lambda snapshot, now: plan_prune(snapshot, PruneLimits(limit_bytes, limit_bytes), now),
-        target_bytes=limit_bytes, lock_timeout_secs=0.0, lock_stale_secs=3600.0,
-    )  # fmt: skip
-    progress = Progress(before)
+    terms = Terms(str(storage), "run-loop", 0.0, 3600.0)
+    job = Job("prune", terms, plan_prune, Limits(limit_bytes, limit_bytes))
+    progress = Progress() if before is None else Progress(before.remembered())
     return run(job, Clock(), EventLog(build_logger(sys.stderr, True, 20)), progress), progress
 
 

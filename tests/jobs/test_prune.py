@@ -29,8 +29,9 @@ from storage_manager.base.errors import (
 )
 from storage_manager.base.log import EventLog
 from storage_manager.jobs import prune as prune_module
-from storage_manager.jobs.plan import Outcome, Plan
-from storage_manager.jobs.policy import HANDFUL, PruneLimits, plan_orphan_purge, plan_prune, plan_purge
+from storage_manager.jobs.evidence import HANDFUL
+from storage_manager.jobs.plan import Outcome, Plan, Terms
+from storage_manager.jobs.policy import Limits, plan_orphan_purge, plan_prune, plan_purge
 from storage_manager.jobs.prune import Job, dry_run, run
 from storage_manager.store import reading, survey
 from storage_manager.store.snapshot import Snapshot
@@ -74,19 +75,12 @@ def log(heard: Events) -> EventLog:
 
 
 def prune_job(storage: Path, limit: int = LIMIT, group: str | None = None, **options: Any) -> Job:
-    limits = PruneLimits(limit, options.pop("target", limit), group=group, **options)
-
-    def planner(snapshot: Snapshot, now: datetime) -> Plan:
-        return plan_prune(snapshot, limits, now)
-
-    return Job("prune", "prune-size", str(storage), planner, group, limit, limits.target_bytes, 0.0, 3600.0, True)
+    limits = Limits(limit, options.pop("target", limit), group=group, **options)
+    return Job("prune", Terms(str(storage), "prune-size", 0.0, 3600.0), plan_prune, limits, explain=True)
 
 
 def purge_job(storage: Path, age_days: float = 0.0) -> Job:
-    def planner(snapshot: Snapshot, now: datetime) -> Plan:
-        return plan_purge(snapshot, age_days, None, now)
-
-    return Job("purge", "purge", str(storage), planner, None, None, None, 0.0, 3600.0)
+    return Job("purge", Terms(str(storage), "purge", 0.0, 3600.0), plan_purge, Limits(max_age_days=age_days))
 
 
 def after_unlink(patch: pytest.MonkeyPatch, name: str, action: Callable[[], object]) -> None:
@@ -413,7 +407,7 @@ def test_a_failed_commit_tells_what_was_deleted_before_it(
 def test_a_fault_in_the_plan_releases_everything(storage: Path, log: EventLog) -> None:
     make_store(storage, COUNT)
 
-    def planner(snapshot: Snapshot, now: datetime) -> Plan:
+    def planner(snapshot: Snapshot, limits: Limits, now: datetime) -> Plan:
         raise StorageManagerError("no plan")
 
     before = len(os.listdir("/proc/self/fd"))
@@ -489,7 +483,7 @@ def test_a_victim_that_changed_is_none(
         job, victims = purge_job(storage), guids
     if kind == "orphans":
         write_entries(storage, {})
-        job = job._replace(planner=lambda snapshot, now: plan_orphan_purge(snapshot, 0.0, now))
+        job = job._replace(planner=plan_orphan_purge)
     changed = storage / f"{guids[1]}.json"
     after_unlink(monkeypatch, f"{guids[0]}.json", lambda: change(changed))
     outcome = run(job, Clock(), log)
