@@ -25,8 +25,9 @@ from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.evidence import HANDFUL, Case, Held, Mandate, asks_history, why_not
 from storage_manager.jobs.journal import DELETED, HistoryFile, Journal
+from storage_manager.jobs.memory import Shown
 from storage_manager.jobs.orphans import OrphanGuard
-from storage_manager.jobs.plan import Deleted, Outcome, Plan, Terms, sentence, unmet
+from storage_manager.jobs.plan import Counts, Deleted, Outcome, Plan, Terms, sentence, unmet
 from storage_manager.jobs.policy import Limits
 from storage_manager.jobs.progress import Progress, report_swept, reporting
 from storage_manager.jobs.store_time import latest_moment
@@ -87,16 +88,8 @@ def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] 
     progress = progress or Progress()
     snapshot, progress.findings = take_snapshot(job.terms.storage_dir, clock, log, progress.findings)
     plan, facts = _decide(job, snapshot, clock, log, progress)
-    outcome = Outcome(
-        plan=plan,
-        dry_run=True,
-        deleted_count=len(plan.victims),
-        freed_bytes=plan.freed_bytes,
-        failed=frozenset(),
-        swept_count=len(plan.swept),
-        final_bytes=plan.planned_bytes,
-        exit_code=EXIT_OK if plan.target_met else EXIT_FAILED,
-    )
+    counts = Counts(len(plan.victims), plan.freed_bytes, len(plan.swept))
+    outcome = Outcome(plan, True, counts, plan.planned_bytes, EXIT_OK if plan.target_met else EXIT_FAILED)
     _report_end(job, outcome, facts, clock.monotonic() - started, log)
     return outcome
 
@@ -114,9 +107,9 @@ def _decide(
     latest: Optional[datetime] = None
     if job.mandate.if_clock_is_right:
         monotonic_secs = clock.monotonic()
-        latest = latest_moment(snapshot, storage_dir, progress.shown, now, monotonic_secs)
+        latest = latest_moment(snapshot, storage_dir, progress.memory.shown, now, monotonic_secs)
         if latest is not None:
-            progress.show(latest, monotonic_secs)
+            progress.remember(shown=Shown(latest, monotonic_secs))
     deleted = job.earlier() if asks_history(snapshot, job.limits.group) else Deleted()
     reason = why_not(Case(job.mandate, storage_dir, job.limits, snapshot, plan, now, latest, deleted))
     if reason is not None and not reason.plan_is_sound:
@@ -161,7 +154,7 @@ class _Run:
         """Of every file as it was when the plan was made, sorted."""
 
     def carry_out(self) -> Outcome:
-        job, clock, progress = self._job, self._clock, self._progress
+        job, clock, progress, counts = self._job, self._clock, self._progress, self._progress.counts
         started = clock.monotonic()
         plan, facts, item_count = self._plan()
         progress.noun = plan.noun
@@ -182,24 +175,12 @@ class _Run:
             with clock.doing(f"deleting {plan.noun}s", len(plan.victims)):
                 self._delete_all(plan)
         # That all of many victims were saved again is no chance: inode numbers or times are not to be relied on here.
-        is_unfit = len(plan.victims) == len(progress.changed) > HANDFUL
-        exit_code = EXIT_OK if plan.target_met and not progress.failed and not is_unfit else EXIT_FAILED
+        is_unfit = len(plan.victims) == len(counts.changed) > HANDFUL
+        exit_code = EXIT_OK if plan.target_met and not counts.failed and not is_unfit else EXIT_FAILED
         if clock.stop_signal is not None:
             exit_code = 128 + clock.stop_signal
         self._journal.exit_code = exit_code
-        outcome = Outcome(
-            plan=plan,
-            dry_run=False,
-            deleted_count=progress.deleted_count,
-            freed_bytes=progress.freed_bytes,
-            failed=frozenset(progress.failed),
-            swept_count=progress.swept_count,
-            final_bytes=plan.current_bytes - progress.gone_bytes,
-            exit_code=exit_code,
-            changed=frozenset(progress.changed),
-            deferred_count=len(progress.deferred),
-            returned_count=progress.returned_count,
-        )
+        outcome = Outcome(plan, False, counts, plan.current_bytes - counts.gone_bytes, exit_code)
         _report_end(job, outcome, facts, clock.monotonic() - started, self._log)
         progress.sentence = sentence(outcome)
         return outcome
@@ -262,10 +243,15 @@ class _Run:
             try:
                 locked.remove_entries(progress.uncommitted, swept, self._entries_gone)
             except CommitContended as error:
-                progress.defer((*progress.uncommitted, *swept))
-                lasts = progress.deferrals >= DEFERRALS_TO_WARN_OF
+                progress.defer({*progress.uncommitted, *swept})
+                lasts = progress.memory.deferrals >= DEFERRALS_TO_WARN_OF
                 report_deferred(
-                    error, "the next run goes on", len(progress.deferred), self._job.terms.storage_dir, self._log, lasts
+                    error,
+                    "the next run goes on",
+                    progress.counts.deferred_count,
+                    self._job.terms.storage_dir,
+                    self._log,
+                    lasts,
                 )
         if lost is not None:
             raise lost
@@ -281,7 +267,7 @@ class _Run:
         report_swept(self._job.kind, gone, self._progress, self._journal, self._log)
 
     def _delete(self, session: Session, plan: Plan, reason: str) -> None:
-        job, store, progress = self._job, self._locked.store, self._progress
+        job, store, progress, counts = self._job, self._locked.store, self._progress, self._progress.counts
         name = session.blob_name
         try:
             if self._has_changed(name):
@@ -291,7 +277,7 @@ class _Run:
         except OSError as error:
             if error.errno == EROFS:
                 raise StoreError("delete", store.file(name), error) from error
-            progress.failed.add(name)
+            counts.failed.add(name)
             self._log.error(
                 f"storage_manager.{job.kind}.delete_failed",
                 f"cannot delete {name}: {describe_errno(error)}; it stays"
@@ -303,13 +289,13 @@ class _Run:
             return
         if not plan.are_orphans:
             progress.uncommitted.add(session.guid)
-        progress.gone_count += 1
-        progress.gone_bytes += session.size_bytes
+        counts.gone_count += 1
+        counts.gone_bytes += session.size_bytes
         if not existed:  # its owner deleted it meanwhile; only the entry is left to remove
             return
         self._journal.done(session)
-        progress.deleted_count += 1
-        progress.freed_bytes += session.size_bytes
+        counts.deleted_count += 1
+        counts.freed_bytes += session.size_bytes
         self._log.info(
             f"storage_manager.{job.kind}.deleted",
             "deleted " + name,
@@ -334,7 +320,7 @@ class _Run:
 
     def _report_changed(self, session: Session) -> None:
         job = self._job
-        self._progress.changed.add(session.blob_name)
+        self._progress.counts.changed.add(session.blob_name)
         self._log.info(
             f"storage_manager.{job.kind}.changed",
             f"{session.blob_name} was saved again after the plan was made; it stays",
@@ -376,7 +362,7 @@ def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> di
 
 
 def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: float, log: EventLog) -> None:
-    plan = outcome.plan
+    plan, counts = outcome.plan, outcome.counts
     why = unmet(plan, outcome.final_bytes)
     if why:
         log.warning(
@@ -393,14 +379,14 @@ def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: floa
         sentence(outcome),
         **facts,
         dry_run=outcome.dry_run,
-        deleted_count=outcome.deleted_count,
-        freed_bytes=outcome.freed_bytes,
-        freed_mb=quantity.megabytes(outcome.freed_bytes),
-        swept_count=outcome.swept_count,
-        returned_count=outcome.returned_count,
-        failed_count=len(outcome.failed),
-        changed_count=len(outcome.changed),
-        deferred_count=outcome.deferred_count,
+        deleted_count=counts.deleted_count,
+        freed_bytes=counts.freed_bytes,
+        freed_mb=quantity.megabytes(counts.freed_bytes),
+        swept_count=counts.swept_count,
+        returned_count=counts.returned_count,
+        failed_count=len(counts.failed),
+        changed_count=len(counts.changed),
+        deferred_count=counts.deferred_count,
         final_bytes=outcome.final_bytes,
         final_mb=quantity.megabytes(outcome.final_bytes),
         exit_code=outcome.exit_code,

@@ -202,7 +202,7 @@ def _repair(
     most: Optional[int],
 ) -> Repair:
     snapshot, keys = _sweep(locked, clock, log, progress, journal, most)
-    swept_count = progress.swept_count
+    swept_count = progress.counts.swept_count
     report_findings(snapshot, terms.storage_dir, log)
     blobs = missed(snapshot.anomalies)
     removed: list[str] = []
@@ -217,7 +217,7 @@ def _repair(
         (kept if may_tell else removed).append(name)
     for name in removed:
         locked.store.remove(name)
-        progress.removed_count += 1
+        progress.counts.removed_count += 1
         journal.removed_count += 1
         log.info("storage_manager.repair.removed", f"removed {locked.store.file(name)}", file=name)
     log.info(

@@ -46,10 +46,10 @@ def left_behind(progress: Progress) -> Optional[Totals]:
         return None
     totals = dict(found.anomaly_totals)
     count, size_bytes = totals.get(DANGLING, (0, 0))
-    totals[DANGLING] = (max(0, count - progress.swept_count) + len(progress.uncommitted), size_bytes)
+    totals[DANGLING] = (max(0, count - progress.counts.swept_count) + len(progress.uncommitted), size_bytes)
     return found._replace(
-        usage_bytes=max(0, found.usage_bytes - progress.gone_bytes),
-        session_count=max(0, found.session_count - progress.gone_count),
+        usage_bytes=max(0, found.usage_bytes - progress.counts.gone_bytes),
+        session_count=max(0, found.session_count - progress.counts.gone_count),
         anomaly_totals=totals,
     )
 
@@ -72,8 +72,8 @@ def result(
         limit_bytes=settings.max_storage_bytes,
         limit_source=settings.limit_source,
         session_count=None if left is None else left.session_count,
-        deleted_count=progress.deleted_count,
-        freed_bytes=progress.freed_bytes,
+        deleted_count=progress.counts.deleted_count,
+        freed_bytes=progress.counts.freed_bytes,
         anomalies={kind: count for kind, (count, _) in totals.items() if count},
         suggested_dirs=() if left is None else tuple(printable(path, 4096) for path in left.suggested_dirs),
         lacks_evidence=ending.lacks_evidence,

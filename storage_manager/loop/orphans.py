@@ -84,7 +84,7 @@ def _adopt(group: str, job: Job, turn: Turn) -> Tended:
     later_bytes = sum(orphan.size_bytes for orphan in adoption.later)
     if adoption.undone_count:
         progress.undo_adoption()
-        lasts = progress.adoptions_undone >= DEFERRALS_TO_WARN_OF
+        lasts = progress.memory.adoptions_undone >= DEFERRALS_TO_WARN_OF
         emit = log.warning if lasts else log.info
         emit(
             "storage_manager.adopt.deferred",
@@ -109,16 +109,17 @@ def _purge(age_days: float, job: Job, turn: Turn) -> Tended:
         explain=True,
     )
     progress = turn.progress
-    step = Progress(Memory(shown=progress.shown))
+    step = Progress(Memory(shown=progress.memory.shown))
     try:
         outcome = (dry_run if turn.only_plan else run)(purge, turn.clock, turn.log, step)
     finally:
-        progress.shown = step.shown
-        progress.purged_count, progress.purged_bytes = step.deleted_count, step.freed_bytes
-        progress.findings = None if step.gone_count else step.findings
-    done = _sentence("purge", "purged", turn.only_plan, outcome.deleted_count, outcome.freed_bytes)
-    if outcome.failed:
-        done += f"; {counted(len(outcome.failed), 'orphan')} could not be deleted"
+        progress.remember(shown=step.memory.shown)
+        progress.purged = step.counts
+        progress.findings = None if step.counts.gone_count else step.findings
+    counts = outcome.counts
+    done = _sentence("purge", "purged", turn.only_plan, counts.deleted_count, counts.freed_bytes)
+    if counts.failed:
+        done += f"; {counted(len(counts.failed), 'orphan')} could not be deleted"
     foreseen = outcome.plan.victims if turn.only_plan else ()
     return Tended(done, outcome.exit_code, later_bytes=outcome.plan.later_bytes, foreseen=foreseen)
 

@@ -111,15 +111,15 @@ class LoopStatus:
         now = self._clock.now()
         left = left_behind(progress)
         seen = None if left is None else sight(settings.storage_dir, left.session_count)
-        self.memory = progress.remembered()._replace(store=seen or self.memory.store)
+        self.memory = progress.memory._replace(store=seen or self.memory.store)
         done = result(settings, ending, progress, left, now, duration_secs)
         metrics = self._metrics = self._counted_so_far()
         if not self._heartbeat.dry_run:
             metrics.add_deleted(done.deleted_count, done.freed_bytes)
-            metrics.add_orphans(progress.adopted_count, progress.purged_count, progress.purged_bytes)
+            metrics.add_orphans(progress.adopted_count, progress.purged.deleted_count, progress.purged.freed_bytes)
         metrics.configure(settings.max_storage_bytes, settings.interval_secs)
         if left is not None:
-            metrics.sight(left, len(progress.deferred))
+            metrics.sight(left, progress.counts.deferred_count)
         if not ending.interrupted:
             metrics.end_cycle(done.exit_code, now.replace(tzinfo=timezone.utc).timestamp(), duration_secs)
             succeeded = done.exit_code == EXIT_OK

@@ -343,7 +343,7 @@ def test_a_full_disk_of_the_history_costs_no_deletion(
 
     monkeypatch.setattr(append, "_open", full)
     outcome = run(prune_job(storage, file, 4000), Clock(), log)
-    assert (outcome.deleted_count, outcome.exit_code) == (2, 0)
+    assert (outcome.counts.deleted_count, outcome.exit_code) == (2, 0)
     assert [found.event for found in warnings.found] == ["storage_manager.history_failed"]
 
 

@@ -115,7 +115,7 @@ def test_a_prune_deletes_the_oldest_and_tells_its_story_in_order(storage: Path, 
     assert [(item["guid"], item["size_bytes"], item["group"]) for item in deleted] == [
         (g, 1000, "g") for g in guids[:2]
     ]
-    assert (outcome.deleted_count, outcome.freed_bytes, outcome.final_bytes) == (2, 2000, 4000)
+    assert (outcome.counts.deleted_count, outcome.counts.freed_bytes, outcome.final_bytes) == (2, 2000, 4000)
     assert outcome.exit_code == EXIT_OK and not outcome.dry_run
 
 
@@ -130,7 +130,7 @@ def test_a_store_within_its_limit_is_left_byte_for_byte(storage: Path, log: Even
     before = (storage / "metadata.json").read_bytes(), os.stat(storage / "metadata.json").st_ino
     outcome = run(prune_job(storage, 6000), Clock(), log)
     assert ((storage / "metadata.json").read_bytes(), os.stat(storage / "metadata.json").st_ino) == before
-    assert outcome.exit_code == EXIT_OK and outcome.deleted_count == 0
+    assert outcome.exit_code == EXIT_OK and outcome.counts.deleted_count == 0
     assert heard.names() == ["prune.check", "prune.noop", "prune.summary"]
     assert leftovers(storage) == []
 
@@ -181,7 +181,7 @@ def test_dangling_entries_older_than_the_last_victim_are_swept(storage: Path, lo
     for guid in (guids[0], guids[2], guids[7]):
         (storage / f"{guid}.json").unlink()
     outcome = run(prune_job(storage, 3000), Clock(), log)
-    assert outcome.deleted_count == 2 and outcome.swept_count == 2
+    assert outcome.counts.deleted_count == 2 and outcome.counts.swept_count == 2
     assert list(read_entries(storage)) == guids[4:]
     assert heard.fields("prune.summary")["swept_count"] == 2
 
@@ -190,7 +190,7 @@ def test_a_group_is_pruned_without_the_others(storage: Path, log: EventLog) -> N
     ours = make_store(storage, 4, seed=1, group="a")
     others = make_store(storage, 4, seed=2, group="b")
     outcome = run(prune_job(storage, 2000, group="a"), Clock(), log)
-    assert outcome.deleted_count == 2
+    assert outcome.counts.deleted_count == 2
     assert blobs(storage) == {*ours[2:], *others}
     assert set(read_entries(storage)) == {*ours[2:], *others}
 
@@ -208,13 +208,14 @@ def test_a_dry_run_plans_the_same_and_touches_nothing(storage: Path, log: EventL
     assert "prune.deleted" not in heard.names()
     done = run(job, Clock(), log)
     assert done.plan == planned.plan
-    assert done._replace(dry_run=True) == planned
+    assert vars(done.counts) == vars(planned.counts)
+    assert done._replace(dry_run=True, counts=planned.counts) == planned
 
 
 def test_a_dry_run_ignores_the_lock(storage: Path, log: EventLog) -> None:
     make_store(storage, COUNT)
     (storage / LOCK).write_text("pid=1 started_at=1\n")
-    assert dry_run(prune_job(storage), Clock(), log).deleted_count == VICTIMS
+    assert dry_run(prune_job(storage), Clock(), log).counts.deleted_count == VICTIMS
     with pytest.raises(LockBusy):
         run(prune_job(storage), Clock(), log)
 
@@ -231,7 +232,7 @@ def test_a_busy_lock_is_told_once(storage: Path, log: EventLog, heard: Events) -
 def test_a_purge_has_its_own_events_and_no_target(storage: Path, log: EventLog, heard: Events) -> None:
     make_store(storage, 2)
     outcome = run(purge_job(storage), Clock(), log)
-    assert outcome.deleted_count == 2 and outcome.exit_code == EXIT_OK
+    assert outcome.counts.deleted_count == 2 and outcome.exit_code == EXIT_OK
     assert read_entries(storage) == {} and blobs(storage) == set()
     assert heard.names() == ["purge.started", "purge.deleted", "purge.deleted", "purge.summary"]
 
@@ -375,7 +376,7 @@ def test_a_blob_that_cannot_be_deleted_fails_the_run_and_keeps_its_entry(
         patch.setattr(os, "unlink", unlink)
         outcome = run(prune_job(storage), Clock(), log)
     assert outcome.exit_code == EXIT_FAILED
-    assert (outcome.deleted_count, outcome.final_bytes) == (1, 5000)
+    assert (outcome.counts.deleted_count, outcome.final_bytes) == (1, 5000)
     failed = heard.fields("prune.delete_failed")
     assert (failed["guid"], failed["errno"], failed["file"]) == (guids[0], "EIO", str(storage / f"{guids[0]}.json"))
     assert heard.severity("prune.delete_failed") == "ERROR"
@@ -487,7 +488,11 @@ def test_a_victim_that_changed_is_none(
     changed = storage / f"{guids[1]}.json"
     after_unlink(monkeypatch, f"{guids[0]}.json", lambda: change(changed))
     outcome = run(job, Clock(), log)
-    assert (outcome.exit_code, outcome.deleted_count, outcome.changed) == (EXIT_OK, len(victims) - 1, {changed.name})
+    assert (outcome.exit_code, outcome.counts.deleted_count, outcome.counts.changed) == (
+        EXIT_OK,
+        len(victims) - 1,
+        {changed.name},
+    )
     stay = {guid for guid in guids if guid not in victims} | {guids[1]}
     assert blobs(storage) == stay and changed.read_bytes().startswith(b"y")
     assert set(read_entries(storage)) == (set() if kind == "orphans" else stay)
@@ -510,7 +515,7 @@ def test_a_victim_that_cannot_be_examined_stays(
     monkeypatch.setattr(os, "stat", stat)
     outcome = run(prune_job(storage), Clock(), log)
     monkeypatch.undo()
-    assert (outcome.exit_code, outcome.failed) == (EXIT_FAILED, {f"{guids[1]}.json"})
+    assert (outcome.exit_code, outcome.counts.failed) == (EXIT_FAILED, {f"{guids[1]}.json"})
     assert set(read_entries(storage)) == {guids[1], *guids[VICTIMS:]} == blobs(storage)
 
 
@@ -522,5 +527,5 @@ def test_a_run_whose_victims_have_all_changed_fails_where_that_is_no_chance(
     guids = make_store(storage, 10)
     monkeypatch.setattr(prune_module, "mark", lambda name, status: 0)
     outcome = run(prune_job(storage, (10 - victims) * 1000), Clock(), log)
-    assert len(outcome.changed) == victims and blobs(storage) == set(guids)
+    assert len(outcome.counts.changed) == victims and blobs(storage) == set(guids)
     assert outcome.exit_code == (EXIT_FAILED if victims > HANDFUL else EXIT_OK)
