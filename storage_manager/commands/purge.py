@@ -15,9 +15,10 @@ from storage_manager.commands.outcome import carry_out, confirmed
 from storage_manager.config import SHORTEST_MAX_AGE_DAYS
 from storage_manager.jobs import prune
 from storage_manager.jobs.evidence import Mandate
-from storage_manager.jobs.plan import Plan, Terms
+from storage_manager.jobs.plan import Plan
 from storage_manager.jobs.policy import Limits, confirmed_of, plan_orphan_purge, plan_purge
 from storage_manager.jobs.progress import Progress, telling
+from storage_manager.jobs.work import Terms
 from storage_manager.loop.history_file import earlier_deletions
 from storage_manager.loop.own_files import writable_history_file
 
@@ -30,13 +31,13 @@ def run(args: argparse.Namespace, context: Context) -> int:
     # A younger age keeps at most what was saved while the command was typed.
     means_everything = args.age_days < SHORTEST_MAX_AGE_DAYS
     is_sure = means_everything or args.yes or args.dry_run
+    history = None if args.dry_run else writable_history_file(settings, context.log)
     job = prune.Job(
         kind="purge",
-        terms=Terms(settings.storage_dir, args.command, args.lock_timeout, args.lock_stale_seconds),
+        terms=Terms(settings.storage_dir, args.command, args.lock_timeout, args.lock_stale_seconds, history),
         planner=plan_orphan_purge if args.orphans else plan_purge,
         limits=Limits(group=args.group, max_age_days=args.age_days),
         mandate=Mandate(args.max_delete, if_clock_is_right="" if is_sure else "use --yes"),
-        history=None if args.dry_run else writable_history_file(settings, context.log),
         earlier=lambda: earlier_deletions(settings, context.log),
         explain=args.verbose,
     )

@@ -130,15 +130,6 @@ class Plan(NamedTuple):
                 yield "keep", session, keep.reason
 
 
-class Terms(NamedTuple):
-    """Which store to lock, for which command, and how patiently."""
-
-    storage_dir: str
-    command: str
-    lock_timeout_secs: float
-    lock_stale_secs: float
-
-
 class Deleted(NamedTuple):
     """The sessions that runs have deleted, by their guids in lower case."""
 

@@ -24,16 +24,16 @@ from storage_manager.base.errors import (
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.evidence import HANDFUL, Case, Held, Mandate, asks_history, why_not
-from storage_manager.jobs.journal import DELETED, HistoryFile, Journal
 from storage_manager.jobs.memory import Shown
 from storage_manager.jobs.orphans import OrphanGuard
-from storage_manager.jobs.plan import Counts, Deleted, Outcome, Plan, Terms, sentence, unmet
+from storage_manager.jobs.plan import Counts, Deleted, Outcome, Plan, sentence, unmet
 from storage_manager.jobs.policy import Limits
-from storage_manager.jobs.progress import Progress, report_swept, reporting
+from storage_manager.jobs.progress import Progress, report_swept
 from storage_manager.jobs.store_time import latest_moment
+from storage_manager.jobs.work import Terms, Work, at_work
 from storage_manager.store.directory import open_store
 from storage_manager.store.inventory import mark
-from storage_manager.store.locked import LockedStore, locked_store, report_deferred
+from storage_manager.store.locked import report_deferred
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings, report_unknown_group, survey, take_snapshot
 
@@ -58,8 +58,6 @@ class Job(NamedTuple):
     """Pure."""
     limits: Limits
     mandate: Mandate = Mandate()
-    history: Optional[HistoryFile] = None
-    """Where it is told what was deleted."""
     earlier: Callable[[], Deleted] = Deleted
     """What earlier runs have deleted: asked only where that matters."""
     explain: bool = False
@@ -126,27 +124,16 @@ def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = No
     Raises a StorageManagerError when the job could not be done or finished, after the event that says so; and
     Interrupted, after committing what was done and releasing the lock. `progress` tells what was done even then.
     """
-    progress = progress or Progress()
-    with reporting(job.kind, job.terms.storage_dir, progress, log), clock.doing("preparing"):
-        with (
-            locked_store(*job.terms, clock, log) as locked,
-            Journal(job.history, job.terms.command, DELETED, clock, log) as journal,
-        ):
-            return _Run(job, locked, clock, log, progress, journal).carry_out()
+    with at_work(job.kind, job.terms, clock, log, progress or Progress()) as work:
+        return _Run(job, work).carry_out()
 
 
 class _Run:
     """One job on a locked store."""
 
-    def __init__(
-        self, job: Job, locked: LockedStore, clock: Clock, log: EventLog, progress: Progress, journal: Journal
-    ) -> None:
+    def __init__(self, job: Job, work: Work) -> None:
         self._job = job
-        self._locked = locked
-        self._clock = clock
-        self._log = log
-        self._progress = progress
-        self._journal = journal
+        _, self._locked, self._journal, self._clock, self._log, self._progress = work
         self._guard: Optional[OrphanGuard] = None
         self._swept: dict[str, Session] = {}
         """Dangling entries that are still to be removed."""

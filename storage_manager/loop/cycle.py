@@ -17,6 +17,15 @@ from storage_manager.store.snapshot import DANGLING
 from storage_manager.store.survey import Totals
 
 
+class Manner(NamedTuple):
+    """How a loop is to run."""
+
+    once: bool = False
+    only_plan: bool = False
+    max_failures: Optional[int] = None
+    """After so many failed cycles in a row it gives up."""
+
+
 class Turn(NamedTuple):
     """What a cycle works with."""
 

@@ -23,11 +23,12 @@ from storage_manager.base.times import utc_text
 from storage_manager.config import Load, Refresh, Settings, limit_text, report_fallbacks
 from storage_manager.jobs.evidence import Held, store_has_gone
 from storage_manager.jobs.memory import Sighting
-from storage_manager.jobs.plan import Terms, sentence, unmet
+from storage_manager.jobs.plan import sentence, unmet
 from storage_manager.jobs.policy import Limits, plan_nothing, plan_prune
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, dry_run, run
-from storage_manager.loop.cycle import Ending, Turn, sleep_secs, wake_up_at
+from storage_manager.jobs.work import Terms
+from storage_manager.loop.cycle import Ending, Manner, Turn, sleep_secs, wake_up_at
 from storage_manager.loop.heap import give_back
 from storage_manager.loop.history_file import earlier_deletions
 from storage_manager.loop.hold import prune_mandate
@@ -37,15 +38,7 @@ from storage_manager.loop.sighting import look_for, sight
 from storage_manager.loop.status import LoopStatus
 
 
-def run_loop(
-    load: Load,
-    clock: Clock,
-    log: EventLog,
-    once: bool,
-    only_plan: bool,
-    max_failures: Optional[int] = None,
-    refresh: Refresh = lambda log: False,
-) -> int:
+def run_loop(load: Load, clock: Clock, log: EventLog, manner: Manner, refresh: Refresh = lambda log: False) -> int:
     """Run cycles until SIGTERM or SIGINT, then return 0; with `once`, run one and return its exit code.
 
     After `max_failures` cycles in a row that ended with another exit code than 0, return 1. SIGHUP ends nothing.
@@ -53,7 +46,7 @@ def run_loop(
     with clock.deferred():
         settings, _ = load()
         limit_bytes, target_bytes = settings.max_storage_bytes, settings.target_storage_bytes
-        status = LoopStatus(settings, clock, log, once, only_plan, max_failures)
+        status = LoopStatus(settings, clock, log, manner)
         log.info(
             "housekeeper.started",
             f"{_purpose(settings)}, every {settings.interval_secs / 60:g} minutes",
@@ -71,27 +64,19 @@ def run_loop(
             interval_mins=settings.interval_secs / 60,
             lock_stale_seconds=settings.lock_stale_secs,
             environment=settings.environment,
-            dry_run=only_plan,
+            dry_run=manner.only_plan,
         )
         status.started()
         clock.listener = status.progress
         try:
-            return _turns(load, clock, log, status, once, only_plan, max_failures, refresh)
+            return _turns(load, clock, log, status, manner, refresh)
         finally:
             clock.listener = None
             status.ended()
 
 
-def _turns(
-    load: Load,
-    clock: Clock,
-    log: EventLog,
-    status: LoopStatus,
-    once: bool,
-    only_plan: bool,
-    max_failures: Optional[int],
-    refresh: Refresh,
-) -> int:
+def _turns(load: Load, clock: Clock, log: EventLog, status: LoopStatus, manner: Manner, refresh: Refresh) -> int:
+    once, only_plan, max_failures = manner
     while True:
         started = clock.monotonic()
         clock.wake_requested = False
@@ -198,9 +183,10 @@ def _require_store(turn: Turn, seen: Optional[Sighting]) -> None:
 def _job(turn: Turn) -> Job:
     """The prune of a cycle."""
     settings, limit_bytes = turn.settings, turn.settings.max_storage_bytes
+    history = None if turn.only_plan else writable_history_file(settings, turn.log)
     return Job(
         kind="prune",
-        terms=Terms(settings.storage_dir, "run-loop", 0.0, settings.lock_stale_secs),
+        terms=Terms(settings.storage_dir, "run-loop", 0.0, settings.lock_stale_secs, history),
         planner=plan_nothing if limit_bytes is None else plan_prune,
         limits=Limits(
             limit_bytes,
@@ -211,7 +197,6 @@ def _job(turn: Turn) -> Job:
             max_age_days=settings.max_age_days,
         ),
         mandate=prune_mandate(settings),
-        history=None if turn.only_plan else writable_history_file(settings, turn.log),
         earlier=lambda: earlier_deletions(settings, turn.log),
         limit_text=limit_text(limit_bytes, settings.limit_source),
         is_watched=False,

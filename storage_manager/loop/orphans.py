@@ -79,7 +79,7 @@ def _adopt(group: str, job: Job, turn: Turn) -> Tended:
     if turn.only_plan:
         adoption = foresee(job.terms, group, clock, log, progress, MOST)
     else:
-        adoption = adopt(job.terms, group, clock, log, job.history, progress, MOST)
+        adoption = adopt(job.terms, group, clock, log, progress, MOST)
     done = _sentence("adopt", "adopted", turn.only_plan, len(adoption.adopted), adoption.adopted_bytes)
     later_bytes = sum(orphan.size_bytes for orphan in adoption.later)
     if adoption.undone_count:

@@ -15,7 +15,7 @@ from storage_manager.config import Fallback, Settings, absolute
 from storage_manager.jobs.memory import Memory
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop import outlets
-from storage_manager.loop.cycle import Ending, elapsed_secs, left_behind, result, summary, wake_up_at
+from storage_manager.loop.cycle import Ending, Manner, elapsed_secs, left_behind, result, summary, wake_up_at
 from storage_manager.loop.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, present, reset_clock, stuck, trouble
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, decode, encode
 from storage_manager.loop.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
@@ -37,9 +37,7 @@ class LoopStatus:
     """Told by the loop of each of its steps, and tells them on: raises nothing. Everything but the settings of a cycle
     (interval and limit) is as the first settings had it."""
 
-    def __init__(
-        self, settings: Settings, clock: Clock, log: EventLog, once: bool, only_plan: bool, max_failures: Optional[int]
-    ) -> None:
+    def __init__(self, settings: Settings, clock: Clock, log: EventLog, manner: Manner) -> None:
         self._store = absolute(settings.storage_dir)
         self._clock = clock
         self._outlets = outlets.Outlets(settings, log)
@@ -55,9 +53,9 @@ class LoopStatus:
             process=this_process(),
             storage_dir=printable(self._store),
             interval_secs=settings.interval_secs,
-            once=once,
-            dry_run=only_plan,
-            max_failures=max_failures,
+            once=manner.once,
+            dry_run=manner.only_plan,
+            max_failures=manner.max_failures,
             started_at=now,
             state=CYCLE,
             alive_at=now,

@@ -13,10 +13,11 @@ from stores import blobs, event, events, make_store, read_entries
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.cli import main
-from storage_manager.jobs.plan import Outcome, Terms
+from storage_manager.jobs.plan import Outcome
 from storage_manager.jobs.policy import Limits, plan_prune
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, run
+from storage_manager.jobs.work import Terms
 from storage_manager.store import locked
 from storage_manager.store.reading import Reading
 

@@ -30,9 +30,10 @@ from storage_manager.base.errors import (
 from storage_manager.base.log import EventLog
 from storage_manager.jobs import prune as prune_module
 from storage_manager.jobs.evidence import HANDFUL
-from storage_manager.jobs.plan import Outcome, Plan, Terms
+from storage_manager.jobs.plan import Outcome, Plan
 from storage_manager.jobs.policy import Limits, plan_orphan_purge, plan_prune, plan_purge
 from storage_manager.jobs.prune import Job, dry_run, run
+from storage_manager.jobs.work import Terms
 from storage_manager.store import reading, survey
 from storage_manager.store.snapshot import Snapshot
 from storage_manager.store.survey import take_snapshot

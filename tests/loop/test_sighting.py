@@ -18,8 +18,8 @@ from storage_manager.base.log import EventLog, build_logger
 from storage_manager.jobs import prune
 from storage_manager.jobs.evidence import Reason, store_has_gone
 from storage_manager.jobs.memory import Sighting
-from storage_manager.jobs.plan import Terms
 from storage_manager.jobs.policy import Limits, plan_prune
+from storage_manager.jobs.work import Terms
 from storage_manager.loop.sighting import look_for, sight
 from storage_manager.store.directory import Store
 

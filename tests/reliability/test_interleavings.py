@@ -38,8 +38,8 @@ from stores import blobs, leftovers, new_guid
 from storage_manager.base.errors import StorageManagerError
 from storage_manager.base.log import EventLog
 from storage_manager.jobs import prune as prune_job
-from storage_manager.jobs.plan import Terms
 from storage_manager.jobs.policy import Limits, plan_prune
+from storage_manager.jobs.work import Terms
 from storage_manager.store import commit, locked, reading, recovery, survey
 from storage_manager.store.aside import unlink_previous
 from storage_manager.store.commit import Committer

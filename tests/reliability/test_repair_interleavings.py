@@ -36,8 +36,8 @@ from storage_manager.base.errors import StorageManagerError
 from storage_manager.config import read_settings
 from storage_manager.jobs import orphans, policy, repair
 from storage_manager.jobs import prune as prune_job
-from storage_manager.jobs.plan import Terms
 from storage_manager.jobs.progress import Progress
+from storage_manager.jobs.work import Terms
 from storage_manager.loop import housekeeper
 from storage_manager.loop.cycle import Turn
 from storage_manager.store import commit, inventory
