@@ -66,19 +66,16 @@ def plan_prune(snapshot: Snapshot, limits: Limits, now: datetime) -> Plan:
         freed += sum(session.size_bytes for session in sessions[sized:count])
         surplus -= count - sized
 
-    causes: dict[str, int] = _unknown(snapshot)
+    causes = _unknown(snapshot)
     if target is not None and usage - freed > target:
-        totals = scope.anomaly_totals()
-        totals.pop(FUTURE, None)  # sessions like others: what stays of them is protected
-        causes |= {kind: size for kind, (_, size) in totals.items() if size}
+        causes |= _sizes_of_anomalies(scope)
     if excess > 0 or surplus:  # the protections have stopped it, too
         causes.update((keep.cause, sum(s.size_bytes for s in keep.sessions)) for keep in protections if keep.sessions)
-    reasons = _reasons(limits, aged, sized, count)
     kept = [Keep("not_needed", "within the limit", sessions[count:protected_from]), *protections]
     return Plan(
         victims=sessions[:count],
         swept=_older_dangling(scope, sessions[:count]),
-        reasons=reasons,
+        reasons=_reasons(limits, aged, sized, count),
         kept=[keep for keep in kept if keep.sessions],
         current_bytes=usage,
         planned_bytes=usage - freed,
@@ -86,6 +83,12 @@ def plan_prune(snapshot: Snapshot, limits: Limits, now: datetime) -> Plan:
         causes=causes,
         surplus_count=surplus,
     )
+
+
+def _sizes_of_anomalies(scope: Snapshot) -> dict[str, int]:
+    totals = scope.anomaly_totals()
+    totals.pop(FUTURE, None)  # sessions like others: what stays of them is protected
+    return {kind: size for kind, (_, size) in totals.items() if size}
 
 
 def _reasons(limits: Limits, aged: int, sized: int, count: int) -> list[tuple[int, str]]:
