@@ -103,6 +103,11 @@ class Mandate(NamedTuple):
     asked_about: Optional[int] = None
     """How many of them somebody has agreed to."""
 
+    @property
+    def has_rule(self) -> bool:
+        """Whether anybody knows what may go. If not, a loop does not even adopt orphans."""
+        return self.unusable is None or self.unusable.rule is not None
+
 
 class Case(NamedTuple):
     """What is known before the first deletion."""
@@ -199,7 +204,7 @@ def setting_is_unusable(case: Case) -> Optional[Reason]:
     setting, plan = case.mandate.unusable, case.plan
     if setting is None:
         return None
-    if setting.rule is None:
+    if not case.mandate.has_rule:
         return _held(setting.trouble, setting.remedy, setting.variable, setting.limit_bytes, (0, 0))
     if not plan.victims:
         return None
@@ -218,9 +223,11 @@ def question_is_outgrown(case: Case) -> Optional[Reason]:
 
 def brake_holds(case: Case) -> Optional[Reason]:
     """More would go than the brake lets through."""
-    plan, mandate, session_count = case.plan, case.mandate, len(case.snapshot.scoped(case.limits.group).sessions)
-    victim_count = len(plan.victims)
-    if mandate.max_delete is None or victim_count <= mandate.max_delete.of(session_count):
+    plan, mandate, victim_count = case.plan, case.mandate, len(case.plan.victims)
+    if mandate.max_delete is None:
+        return None
+    session_count = len(case.snapshot.scoped(case.limits.group).sessions)
+    if victim_count <= mandate.max_delete.of(session_count):
         return None
     beside = f" beside {counted(session_count, 'session')}" if plan.are_orphans else f" of {session_count:,}"
     why = (

@@ -58,7 +58,7 @@ def tend_orphans(turn: Turn, job: Job) -> Tended:
     would fail from as well: missing evidence, a busy lock, an unreadable metadata.json; and Interrupted.
     """
     settings, log = turn.settings, turn.log
-    if job.mandate.unusable is not None and job.mandate.unusable.rule is None:
+    if not job.mandate.has_rule:
         return Tended()  # the prune is held for it
     try:
         if settings.orphans.group is not None:

@@ -242,6 +242,7 @@ def test_a_setting_that_cannot_be_used_holds_what_would_go() -> None:
 
 def test_where_no_rule_is_known_nothing_goes_whatever_the_plan() -> None:
     unknown = Mandate(unusable=settings(rule=None, remedy="Correct the file"))
+    assert not unknown.has_rule and Mandate().has_rule and Mandate(unusable=settings()).has_rule
     for ages in ([1], [1, 2, 3]):
         reason = only(setting_is_unusable(case(Snapshot(sessions(ages), [], []), mandate=unknown)))
         assert str(reason) == "LIMIT is 'x': no size. Correct the file"
