@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Set
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import stores
 
 from storage_manager.base.errors import StorageManagerError
 from storage_manager.base.quantity import parse_share
@@ -122,6 +124,12 @@ def test_every_check_of_the_module_is_in_the_table() -> None:
         if getattr(thing, "__annotations__", {}).get("case") == "Case" and not name.startswith("_")
     }
     assert made - {"why_not"} == {check.__name__ for check in CHECKS}
+
+
+def test_the_design_has_a_row_for_each_check_in_the_same_order() -> None:
+    text = (stores.ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", text.partition("## What holds a plan")[2].partition("\n## ")[0], re.MULTILINE)
+    assert rows == [check.__name__ for check in (store_has_gone, *CHECKS)]
 
 
 # --- What the store shows
