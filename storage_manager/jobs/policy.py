@@ -40,14 +40,12 @@ def plan_prune(snapshot: Snapshot, limits: Limits, now: datetime) -> Plan:
     that take more than the other half leave it unmet, and somebody has to look after them.
     """
     scope = snapshot.scoped(limits.group)
-    anomaly_bytes = scope.anomaly_bytes
+    sessions, anomaly_bytes = scope.sessions, scope.anomaly_bytes
     usage = scope.session_bytes + anomaly_bytes
-    sessions = scope.sessions
     protected_from, protections = _protected(sessions, limits, now)
 
-    aged = 0
-    if limits.max_age_days is not None:
-        aged = min(protected_from, count_aged(sessions, now, days=limits.max_age_days))
+    days = limits.max_age_days
+    aged = 0 if days is None else min(protected_from, count_aged(sessions, now, days=days))
     freed = sum(session.size_bytes for session in sessions[:aged])
     count, excess, target = aged, 0, limits.target_bytes
     if limits.limit_bytes is None or usage - freed <= limits.limit_bytes + limits.later_bytes:
