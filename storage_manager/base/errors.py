@@ -6,7 +6,6 @@ import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
 
 from storage_manager.base.quantity import size
 
@@ -33,6 +32,8 @@ class StorageManagerError(Exception):
     event = "storage_manager.command_failed"
     lacks_evidence = False
     """Whether it is about evidence that is missing or contradicts itself: no time will mend it, somebody must look."""
+    ends_cycle = False
+    """Whether no other step of the same cycle may follow, or it would fail from it as well."""
     reported = False
     """True once an event has told of it, so that nobody tells it twice."""
     committed = False
@@ -61,6 +62,8 @@ class UsageError(StorageManagerError):
 class StoreMissing(StorageManagerError):
     """The storage directory does not exist, or is not a directory."""
 
+    ends_cycle = True
+
 
 class StoreError(StorageManagerError):
     """A system call on the store failed."""
@@ -82,6 +85,7 @@ class NotWritable(StorageManagerError):
 class MetadataCorrupt(StorageManagerError):
     """metadata.json stayed unreadable for as long as a reader has to be patient."""
 
+    ends_cycle = True
     event = "storage_manager.metadata_corrupt"
 
     def __init__(self, problem: str, remedy: str) -> None:
@@ -101,6 +105,7 @@ class MetadataBusy(MetadataTorn):
 class ListingIncomplete(StorageManagerError):
     """The directory listing lacks files that exist: nothing that follows from it may be believed."""
 
+    ends_cycle = True
     lacks_evidence = True
     event = "storage_manager.listing_incomplete"
 
@@ -119,26 +124,6 @@ class ListingIncomplete(StorageManagerError):
     @property
     def fields(self) -> dict[str, object]:
         return {"file": self.path, "unlisted_count": self.count, "example": self.example}
-
-
-class BlobsMissing(StorageManagerError):
-    """Too many entries have no blob: the store may be half restored, or the volume of its blobs not mounted."""
-
-    event = "storage_manager.storage_suspect"
-    lacks_evidence = True
-
-    def __init__(self, path: str, missing_count: int, entry_count: int) -> None:
-        self.missing_count = missing_count
-        self.entry_count = entry_count
-        super().__init__(
-            f"{missing_count:,} of {entry_count:,} entries in {path} have no blob, and neither an interrupted run, the "
-            f"history, nor a few deletions of the service explain that. Is the store being restored, or a volume not "
-            f"mounted? If the blobs are gone for good, `check --repair` removes their entries"
-        )
-
-    @property
-    def fields(self) -> dict[str, object]:
-        return {"missing_count": self.missing_count, "entry_count": self.entry_count}
 
 
 class CommitContended(StorageManagerError):
@@ -160,42 +145,10 @@ class NoRoom(CommitContended):
         )
 
 
-class Held(StorageManagerError):
-    """Sessions would have to go, and nobody may want that: a setting cannot be used, or they are more than the brake
-    lets through. Nothing was deleted."""
-
-    lacks_evidence = True
-    event = "storage_manager.prune.held"
-
-    def __init__(
-        self, message: str, variable: Optional[str], limit_bytes: Optional[int], victim_count: int, victim_bytes: int
-    ) -> None:
-        """`variable` is the one to correct."""
-        self.variable = variable
-        self.limit_bytes = limit_bytes
-        self.victim_count = victim_count
-        self.victim_bytes = victim_bytes
-        super().__init__(message)
-
-    @property
-    def fields(self) -> dict[str, object]:
-        return {
-            "variable": self.variable,
-            "limit_bytes": self.limit_bytes,
-            "victim_count": self.victim_count,
-            "victim_bytes": self.victim_bytes,
-        }
-
-
-class ClockDoubtful(StorageManagerError):
-    """A purge would delete everything because of a clock that is far ahead of all that the store shows."""
-
-    lacks_evidence = True
-
-
 class StoreGone(StorageManagerError):
     """metadata.json or the storage directory has disappeared since it was seen."""
 
+    ends_cycle = True
     event = "storage_manager.store_gone"
     lacks_evidence = True
 
@@ -203,6 +156,7 @@ class StoreGone(StorageManagerError):
 class LockBusy(StorageManagerError):
     """Another prune holds the lock."""
 
+    ends_cycle = True
     exit_code = EXIT_LOCK_BUSY
     event = "storage_manager.prune.lock_busy"
 

@@ -17,7 +17,8 @@ from storage_manager.commands.outcome import confirmed
 from storage_manager.jobs.checkup import LEFTOVER, Checkup, check_up, foresee_adoption, orphan_from, summary
 from storage_manager.jobs.orphans import Adoptable
 from storage_manager.jobs.progress import Progress, telling
-from storage_manager.jobs.repair import NOTHING_CHANGED, Adoption, Repair, Terms, adopt, repair
+from storage_manager.jobs.repair import NOTHING_CHANGED, Adoption, Repair, adopt, repair
+from storage_manager.jobs.work import Terms
 from storage_manager.loop.own_files import writable_history_file
 from storage_manager.store.snapshot import DANGLING, IN_FLIGHT, ORPHAN, Anomaly, Session
 
@@ -43,14 +44,15 @@ def _check(args: argparse.Namespace, group: Optional[str], context: Context, pro
     if is_cancelled:
         context.log.info("storage_manager.repair.cancelled", "cancelled; nothing was removed")
         must_repair = False
-    history = writable_history_file(context.settings, context.log) if must_adopt or must_repair else None
+    if must_adopt or must_repair:
+        terms = terms._replace(history=writable_history_file(context.settings, context.log))
     adoption = None if group is None else Adoption((), 0)
     if group is not None and must_adopt:
-        adoption = adopt(terms, group, context.clock, context.log, history, progress)
+        adoption = adopt(terms, group, context.clock, context.log, progress)
     repaired = Repair(0, (), ()) if args.repair and not is_cancelled else None
     if must_repair:
         asked_about = None if args.yes else checkup.count(DANGLING)
-        repaired = repair(terms, context.clock, context.log, history, progress, asked_about)
+        repaired = repair(terms, context.clock, context.log, progress, asked_about)
     if must_adopt or must_repair:
         checkup = _look(args, context)
     if is_cancelled and not args.json:

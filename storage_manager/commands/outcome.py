@@ -120,21 +120,21 @@ def _lines(outcome: Outcome, verbose: bool) -> Iterator[str]:
 def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:
     plan = outcome.plan
     return {
-        "command": job.command,
+        "command": job.terms.command,
         "dry_run": outcome.dry_run,
-        "storage_dir": job.storage_dir,
-        "group": job.group,
-        "limit_bytes": job.limit_bytes,
+        "storage_dir": job.terms.storage_dir,
+        "group": job.limits.group,
+        "limit_bytes": job.limits.limit_bytes,
         "target_bytes": plan.target_bytes,
         "target_met": plan.target_met,
         "causes": plan.causes,
         "current_bytes": plan.current_bytes,
         "final_bytes": outcome.final_bytes,
-        "deleted_count": outcome.deleted_count,
-        "freed_bytes": outcome.freed_bytes,
-        "swept_count": outcome.swept_count,
-        "deferred_count": outcome.deferred_count,
-        "failed_count": len(outcome.failed),
+        "deleted_count": outcome.counts.deleted_count,
+        "freed_bytes": outcome.counts.freed_bytes,
+        "swept_count": outcome.counts.swept_count,
+        "deferred_count": outcome.counts.deferred_count,
+        "failed_count": len(outcome.counts.failed),
         "exit_code": outcome.exit_code,
         "plan": [
             {
@@ -153,9 +153,9 @@ def _json(outcome: Outcome, job: Job, verbose: bool) -> dict[str, Any]:
 def _decisions(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, Session, str]]:
     """The plan's decisions, with what failed called so; the sessions that stay only where asked for."""
     for action, session, reason in outcome.plan.decisions():
-        if session.blob_name in outcome.failed:
+        if session.blob_name in outcome.counts.failed:
             yield "failed", session, reason
-        elif session.blob_name in outcome.changed:
+        elif session.blob_name in outcome.counts.changed:
             yield "keep", session, "saved again in the meantime"
         elif verbose or action != "keep":
             yield action, session, reason

@@ -9,7 +9,9 @@ from storage_manager.commands import Context
 from storage_manager.commands.outcome import carry_out
 from storage_manager.config import limit_text
 from storage_manager.jobs import prune
-from storage_manager.jobs.policy import PruneLimits, plan_prune
+from storage_manager.jobs.evidence import Mandate
+from storage_manager.jobs.policy import Limits, plan_prune
+from storage_manager.jobs.work import Terms
 from storage_manager.loop.history_file import earlier_deletions
 from storage_manager.loop.own_files import writable_history_file
 
@@ -28,22 +30,16 @@ def run(args: argparse.Namespace, context: Context) -> int:
         target_bytes = limit_bytes
     if target_bytes is not None and (limit_bytes is None or target_bytes > limit_bytes):
         raise UsageError("--target-mb must not be above --max-mb")
-    limits = PruneLimits(limit_bytes, target_bytes, args.min_age_mins, args.keep_last, args.group, args.max_sessions)
+    history = None if args.dry_run else writable_history_file(settings, context.log)
     job = prune.Job(
         kind="prune",
-        command=args.command,
-        storage_dir=settings.storage_dir,
-        planner=lambda snapshot, now: plan_prune(snapshot, limits, now),
-        group=args.group,
-        limit_bytes=limits.limit_bytes,
-        target_bytes=limits.target_bytes,
-        lock_timeout_secs=args.lock_timeout,
-        lock_stale_secs=args.lock_stale_seconds,
+        terms=Terms(settings.storage_dir, args.command, args.lock_timeout, args.lock_stale_seconds, history),
+        planner=plan_prune,
+        limits=Limits(limit_bytes, target_bytes, args.min_age_mins, args.keep_last, args.group, args.max_sessions),
+        mandate=Mandate(args.max_delete),
+        earlier=lambda: earlier_deletions(settings, context.log),
         explain=args.verbose,
         limit_text=shown,
-        max_delete=args.max_delete,
-        history=None if args.dry_run else writable_history_file(settings, context.log),
-        earlier=lambda: earlier_deletions(settings, context.log),
     )
     if shown is not None and not args.json:
         context.out.line(f"the limit is {shown}, from {settings.limit_variable}; --max-mb tries another")

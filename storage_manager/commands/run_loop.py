@@ -10,9 +10,10 @@ import ast  # noqa: F401
 import tokenize  # noqa: F401
 
 from storage_manager.commands import Context
+from storage_manager.loop.cycle import Manner
 from storage_manager.loop.housekeeper import run_loop
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
-    once, only_plan = args.once, args.dry_run
-    return run_loop(context.load, context.clock, context.log, once, only_plan, args.max_failures, context.refresh)
+    manner = Manner(args.once, args.dry_run, args.max_failures)
+    return run_loop(context.load, context.clock, context.log, manner, context.refresh)

@@ -37,11 +37,15 @@ HELP = {
 """What to do about a cause of an unmet target."""
 
 
+TOO_MANY = "too_many"
+"""The cause for which a victim is left to a later run."""
+
+
 class Keep(NamedTuple):
     """A run of sessions that stay, and why."""
 
     cause: str
-    """A stable key: not_needed, too_young, too_many, min_age or keep_last."""
+    """A stable key: not_needed, too_young, TOO_MANY, not_confirmed, min_age or keep_last."""
     reason: str
     sessions: Sequence[Session]
 
@@ -88,6 +92,20 @@ class Plan(NamedTuple):
     def freed_bytes(self) -> int:
         return self.current_bytes - self.planned_bytes
 
+    @property
+    def later_bytes(self) -> int:
+        """Of the victims that are left to a later run."""
+        return sum(session.size_bytes for session in self._later)
+
+    @property
+    def wanted(self) -> tuple[int, int]:
+        """(count, bytes) of the victims, and of those that are left to a later run."""
+        return len(self.victims) + len(self._later), self.freed_bytes + self.later_bytes
+
+    @property
+    def _later(self) -> Sequence[Session]:
+        return [session for keep in self.kept if keep.cause == TOO_MANY for session in keep.sessions]
+
     def chosen(self) -> Iterator[tuple[Session, str]]:
         """The victims, each with why it goes."""
         start = 0
@@ -120,24 +138,39 @@ class Deleted(NamedTuple):
     """With those that a run had announced, and did not tell of any more."""
 
 
+class Counts:
+    """What has come of a run so far."""
+
+    def __init__(self, deleted_count: int = 0, freed_bytes: int = 0, swept_count: int = 0) -> None:
+        self.deleted_count = deleted_count
+        """Sessions, or orphans."""
+        self.freed_bytes = freed_bytes
+        self.gone_count = deleted_count
+        """With those whose owner has deleted the blob meanwhile."""
+        self.gone_bytes = freed_bytes
+        self.swept_count = swept_count
+        """Dangling entries removed."""
+        self.returned_count = 0
+        """Of those swept, what the cycle before had swept, too, and the client has brought back since."""
+        self.deferred_count = 0
+        """Entries without blobs that wait for the next run, because the client left no moment for a commit."""
+        self.removed_count = 0
+        """Files of unfinished metadata."""
+        self.failed: set[str] = set()
+        """The names of the blobs that could not be deleted; their entries stay."""
+        self.changed: set[str] = set()
+        """The names of the blobs that stay because they were saved again after the plan was made."""
+
+
 class Outcome(NamedTuple):
     """What came of a plan."""
 
     plan: Plan
     dry_run: bool
-    deleted_count: int
-    freed_bytes: int
-    failed: frozenset[str]
-    """The names of the blobs that could not be deleted; their entries stay."""
-    swept_count: int
+    counts: Counts
+    """Of a dry run, as they would be."""
     final_bytes: int
     exit_code: int
-    changed: frozenset[str] = frozenset()
-    """The names of the blobs that stay because they were saved again after the plan was made."""
-    returned_count: int = 0
-    """Of those swept, what the cycle before had swept, too."""
-    deferred_count: int = 0
-    """Entries without blobs that wait for the next run, because the client left no moment for a commit."""
 
 
 def unmet(plan: Plan, final_bytes: int) -> str:
@@ -164,16 +197,17 @@ def overrun(plan: Plan, final_bytes: int) -> str:
 
 def sentence(outcome: Outcome) -> str:
     """What came of a prune or a purge, in one sentence."""
+    counts, noun = outcome.counts, outcome.plan.noun
     verb = "would delete" if outcome.dry_run else "deleted"
-    text = f"{verb} {counted(outcome.deleted_count, outcome.plan.noun)}, {size(outcome.freed_bytes)}"
-    if outcome.swept_count:
-        text += f", and {counted(outcome.swept_count, 'dangling entry')}"
+    text = f"{verb} {counted(counts.deleted_count, noun)}, {size(counts.freed_bytes)}"
+    if counts.swept_count:
+        text += f", and {counted(counts.swept_count, 'dangling entry')}"
     text += f"; {size(outcome.final_bytes)} {'would remain' if outcome.dry_run else 'remain'}"
-    if outcome.failed:
-        text += f"; {counted(len(outcome.failed), 'blob')} could not be deleted"
-    if outcome.changed:
-        text += f"; {counted(len(outcome.changed), outcome.plan.noun)} saved again in the meantime"
-    if outcome.deferred_count:
-        waits = "waits" if outcome.deferred_count == 1 else "wait"
-        text += f"; {counted(outcome.deferred_count, 'entry')} {waits} for a quieter moment of the service"
+    if counts.failed:
+        text += f"; {counted(len(counts.failed), 'blob')} could not be deleted"
+    if counts.changed:
+        text += f"; {counted(len(counts.changed), noun)} saved again in the meantime"
+    if counts.deferred_count:
+        waits = "waits" if counts.deferred_count == 1 else "wait"
+        text += f"; {counted(counts.deferred_count, 'entry')} {waits} for a quieter moment of the service"
     return text

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from datetime import datetime, timedelta
 from typing import NamedTuple, Optional
 
-from storage_manager.base.quantity import Share
-from storage_manager.jobs.plan import Deleted, Keep, Plan
-from storage_manager.store.snapshot import AFTER_EVERY_GUID, FUTURE, ORPHAN, QUIET_AGE, UNREADABLE, Session, Snapshot
+from storage_manager.jobs.plan import TOO_MANY, Keep, Plan
+from storage_manager.store.snapshot import AFTER_EVERY_GUID, FUTURE, ORPHAN, UNREADABLE, Session, Snapshot
 
 
-class PruneLimits(NamedTuple):
-    """How far to prune, and what is out of bounds."""
+class Limits(NamedTuple):
+    """What goes, and what is out of bounds."""
 
-    limit_bytes: Optional[int]
+    limit_bytes: Optional[int] = None
     """Nothing happens up to here; None: whatever the usage."""
-    target_bytes: Optional[int]
+    target_bytes: Optional[int] = None
     """Beyond the limit, sessions go until usage is down to this. None where there is no limit."""
     min_age_mins: float = 0.0
     """Younger sessions are protected."""
@@ -28,9 +27,11 @@ class PruneLimits(NamedTuple):
     """Beyond so many, the oldest go."""
     max_age_days: Optional[float] = None
     """Sessions of that age go first, whatever the usage."""
+    later_bytes: int = 0
+    """Of orphans that a later cycle takes: no session makes room for them."""
 
 
-def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
+def plan_prune(snapshot: Snapshot, limits: Limits, now: datetime) -> Plan:
     """Choose the shortest run of oldest sessions whose deletion leaves none that is too old, brings usage down to the
     target, and leaves no more than may be.
 
@@ -39,19 +40,18 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
     that take more than the other half leave it unmet, and somebody has to look after them.
     """
     scope = snapshot.scoped(limits.group)
-    anomaly_bytes = scope.anomaly_bytes
+    sessions, anomaly_bytes = scope.sessions, scope.anomaly_bytes
     usage = scope.session_bytes + anomaly_bytes
-    sessions = scope.sessions
     protected_from, protections = _protected(sessions, limits, now)
 
-    aged = 0
-    if limits.max_age_days is not None:
-        aged = min(protected_from, _count_aged(sessions, now, days=limits.max_age_days))
+    days = limits.max_age_days
+    aged = 0 if days is None else min(protected_from, count_aged(sessions, now, days=days))
     freed = sum(session.size_bytes for session in sessions[:aged])
     count, excess, target = aged, 0, limits.target_bytes
-    if limits.limit_bytes is None or usage - freed <= limits.limit_bytes:
+    if limits.limit_bytes is None or usage - freed <= limits.limit_bytes + limits.later_bytes:
         target = None  # nothing is asked for
     if target is not None:
+        target += limits.later_bytes
         excess = scope.session_bytes - freed - max(target - anomaly_bytes, target // 2)
         while excess > 0 and count < protected_from:
             excess -= sessions[count].size_bytes
@@ -64,23 +64,16 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
         freed += sum(session.size_bytes for session in sessions[sized:count])
         surplus -= count - sized
 
-    causes: dict[str, int] = _unknown(snapshot)
+    causes = _unknown(snapshot)
     if target is not None and usage - freed > target:
-        totals = scope.anomaly_totals()
-        totals.pop(FUTURE, None)  # sessions like others: what stays of them is protected
-        causes |= {kind: size for kind, (_, size) in totals.items() if size}
+        causes |= _sizes_of_anomalies(scope)
     if excess > 0 or surplus:  # the protections have stopped it, too
         causes.update((keep.cause, sum(s.size_bytes for s in keep.sessions)) for keep in protections if keep.sessions)
-    reasons = [
-        (aged, f"{limits.max_age_days or 0:g} days or older"),
-        (sized - aged, "oldest first, over the limit"),
-        (count - sized, f"oldest first, more than {limits.max_sessions or 0:,} sessions"),
-    ]
     kept = [Keep("not_needed", "within the limit", sessions[count:protected_from]), *protections]
     return Plan(
         victims=sessions[:count],
         swept=_older_dangling(scope, sessions[:count]),
-        reasons=[(chosen, reason) for chosen, reason in reasons if chosen] or reasons[1:2],
+        reasons=_reasons(limits, aged, sized, count),
         kept=[keep for keep in kept if keep.sessions],
         current_bytes=usage,
         planned_bytes=usage - freed,
@@ -90,80 +83,50 @@ def plan_prune(snapshot: Snapshot, limits: PruneLimits, now: datetime) -> Plan:
     )
 
 
-def plan_nothing(snapshot: Snapshot) -> Plan:
+def _sizes_of_anomalies(scope: Snapshot) -> dict[str, int]:
+    totals = scope.anomaly_totals()
+    totals.pop(FUTURE, None)  # sessions like others: what stays of them is protected
+    return {kind: size for kind, (_, size) in totals.items() if size}
+
+
+def _reasons(limits: Limits, aged: int, sized: int, count: int) -> list[tuple[int, str]]:
+    """Why the victims up to each of these numbers go; where none does, why some would have gone."""
+    reasons = [
+        (aged, f"{limits.max_age_days or 0:g} days or older"),
+        (sized - aged, "oldest first, over the limit"),
+        (count - sized, f"oldest first, more than {limits.max_sessions or 0:,} sessions"),
+    ]
+    return [(chosen, reason) for chosen, reason in reasons if chosen] or reasons[1:2]
+
+
+def plan_nothing(snapshot: Snapshot, limits: Limits, now: datetime) -> Plan:
     """Delete nothing, whatever there is."""
     usage = snapshot.usage_bytes
     kept = [Keep("not_needed", "deletion is switched off", snapshot.sessions)] if snapshot.sessions else []
     return Plan((), (), (), kept, usage, usage, None, {})
 
 
-# What the deletions of a client leave that is at work, or two that raced each other: so many entries without a blob, or
-# one in so many.
-FEW_MISSING = 10
-FEW_IN = 100
-
-
-def blobs_are_missing(snapshot: Snapshot, group: Optional[str], earlier: Callable[[], Deleted]) -> bool:
-    """Whether more entries have no blob than is explained.
-
-    A run that was interrupted deletes oldest first, and a client that writes an older text brings just those entries
-    back: they are older than every session that is left. A client's own deletions leave few. Where a session is older,
-    because its entry was put back late, or only other groups have any, what `earlier` runs have deleted is asked for.
-    That explains nothing where no session is left at all, or one of those is there again: then the store is being
-    restored.
-    """
-    scope = snapshot.scoped(group)
-    dangling, sessions = scope.dangling, scope.sessions
-    newer = dangling[bisect_left(dangling, sessions[0]) if sessions else 0 :]
-    if _are_few(len(newer), len(dangling) + len(sessions)):
-        return False
-    if not snapshot.sessions:
-        return True
-    deleted = earlier()
-    if not deleted.certainly.isdisjoint(session.guid.lower() for session in snapshot.sessions):
-        return True
-    unexplained = sum(1 for session in newer if session.guid.lower() not in deleted.perhaps)
-    return not _are_few(unexplained, unexplained + len(sessions))
-
-
-def _are_few(count: int, entry_count: int) -> bool:
-    return count <= max(FEW_MISSING, entry_count // FEW_IN)
-
-
-# So few sessions may all be old, or have been saved again, by chance.
-HANDFUL = 5
-
-
-def held_back(plan: Plan, most: Optional[Share], session_count: int) -> bool:
-    """Whether a plan deletes more than the brake lets through in a store of so many sessions."""
-    return most is not None and len(plan.victims) > most.of(session_count)
-
-
-def clock_is_doubtful(plan: Plan, age_days: float, now: datetime, latest: datetime) -> bool:
-    """Whether a purge would delete everything only because the clock is far ahead of all that the store shows.
-
-    `latest` is the latest moment that it shows. Sessions of the future stay whatever the clock says, and prove nothing.
-    """
-    is_all = all(session.created_at > now for keep in plan.kept for session in keep.sessions)
-    if not is_all or len(plan.victims) <= HANDFUL:
-        return False
-    return (now - latest).total_seconds() > max(age_days * 86_400, QUIET_AGE.total_seconds())
-
-
-def plan_purge(snapshot: Snapshot, age_days: float, group: Optional[str], now: datetime) -> Plan:
-    """Choose every session and dangling entry whose age is at least `age_days` times 24 hours; 0 chooses all."""
-    scope = snapshot.scoped(group)
+def plan_purge(snapshot: Snapshot, limits: Limits, now: datetime) -> Plan:
+    """Choose every session and dangling entry whose age is at least `max_age_days` times 24 hours; 0 chooses all."""
+    scope, age_days = snapshot.scoped(limits.group), limits.max_age_days or 0.0
     reason = f"{age_days:g} days or older" if age_days > 0 else "everything was asked for"
     plan = _plan_by_age(scope.sessions, scope.usage_bytes, age_days, reason, now)
     return plan._replace(swept=_aged(scope.dangling, age_days, now), causes=_unknown(snapshot))
 
 
-def plan_orphan_purge(snapshot: Snapshot, age_days: float, now: datetime) -> Plan:
-    """Choose every orphan that was last modified at least `age_days` times 24 hours ago; never one in flight."""
+def plan_orphan_purge(snapshot: Snapshot, limits: Limits, now: datetime) -> Plan:
+    """Choose every orphan that was last modified at least `max_age_days` times 24 hours ago; never one in flight."""
+    age_days = limits.max_age_days or 0.0
     orphans = sorted(anomaly.as_session() for anomaly in snapshot.anomalies if anomaly.kind == ORPHAN)
     reason = f"an orphan, {age_days:g} days or older" if age_days > 0 else "every orphan was asked for"
     plan = _plan_by_age(orphans, snapshot.usage_bytes, age_days, reason, now)
     return plan._replace(are_orphans=True, causes=_unknown(snapshot))
+
+
+def plan_sweep(snapshot: Snapshot) -> Plan:
+    """Remove every dangling entry, and delete nothing."""
+    usage = snapshot.usage_bytes
+    return Plan((), snapshot.dangling, (), (), usage, usage, None, {})
 
 
 def first_of(plan: Plan, most: int) -> Plan:
@@ -174,7 +137,7 @@ def first_of(plan: Plan, most: int) -> Plan:
     return plan._replace(
         victims=plan.victims[:most],
         reasons=[(most, plan.why)],
-        kept=[Keep("too_many", f"more than {most:,}", later), *plan.kept],
+        kept=[Keep(TOO_MANY, f"more than {most:,}", later), *plan.kept],
         planned_bytes=plan.planned_bytes + sum(session.size_bytes for session in later),
     )
 
@@ -207,7 +170,7 @@ def _plan_by_age(sessions: Sequence[Session], usage_bytes: int, age_days: float,
 
 def _aged(sessions: Sequence[Session], age_days: float, now: datetime) -> Sequence[Session]:
     """The sessions of this age or more; of 0 days, all, even those that are dated in the future."""
-    return sessions[: _count_aged(sessions, now, days=age_days)] if age_days > 0 else sessions
+    return sessions[: count_aged(sessions, now, days=age_days)] if age_days > 0 else sessions
 
 
 def _unknown(snapshot: Snapshot) -> dict[str, int]:
@@ -215,13 +178,13 @@ def _unknown(snapshot: Snapshot) -> dict[str, int]:
     return {UNREADABLE: 0} if any(anomaly.kind == UNREADABLE for anomaly in snapshot.anomalies) else {}
 
 
-def _protected(sessions: Sequence[Session], limits: PruneLimits, now: datetime) -> tuple[int, list[Keep]]:
+def _protected(sessions: Sequence[Session], limits: Limits, now: datetime) -> tuple[int, list[Keep]]:
     """Index of the first protected session, and the protections from there on."""
     total = len(sessions)
     newest = max(0, total - limits.keep_last)
     young = total
     if limits.min_age_mins > 0:
-        young = _count_aged(sessions, now, minutes=limits.min_age_mins)
+        young = count_aged(sessions, now, minutes=limits.min_age_mins)
     first = min(newest, young)
     return first, [
         Keep("keep_last", f"among the newest {limits.keep_last}", sessions[newest:young]),
@@ -235,7 +198,7 @@ def _older_dangling(scope: Snapshot, victims: Sequence[Session]) -> Sequence[Ses
     return scope.dangling[: bisect_left(scope.dangling, victims[-1])]
 
 
-def _count_aged(sessions: Sequence[Session], now: datetime, **age: float) -> int:
+def count_aged(sessions: Sequence[Session], now: datetime, **age: float) -> int:
     """How many sessions are of this age, as timedelta() takes it, or more."""
     try:
         moment = now - timedelta(**age)

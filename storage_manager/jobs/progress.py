@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Optional
+from typing import Any, Optional
 
 from storage_manager.base.errors import EXIT_FAILED, Interrupted, LockBusy, StorageManagerError, StoreMissing
 from storage_manager.base.log import EventLog
 from storage_manager.base.quantity import counted
 from storage_manager.base.times import utc_text
 from storage_manager.jobs.journal import Journal
+from storage_manager.jobs.memory import NOTHING, Memory
+from storage_manager.jobs.plan import Counts
 from storage_manager.store.snapshot import Session
 from storage_manager.store.survey import Totals
 
@@ -18,92 +20,75 @@ from storage_manager.store.survey import Totals
 class Progress:
     """What a run has seen and done so far: it must be known whatever ends the run."""
 
-    def __init__(self, before: Optional[Progress] = None, nothing: str = "nothing was deleted") -> None:
-        """`before` is that of the cycle before, of the same loop; `nothing` is said as long as nothing was done."""
-        self._nothing = nothing
+    def __init__(self, before: Memory = NOTHING, nothing: str = "nothing was deleted") -> None:
+        """`before` is what a loop remembers; `nothing` is said as long as nothing was done."""
+        self.before = before
+        self.memory = Memory(before.store, before.limit_from_file, before.shown)
+        """What the next cycle is to know of this one."""
+        self.counts = Counts()
+        self.purged = Counts()
+        """Of the orphans that a cycle has purged before its prune."""
         self.findings: Optional[Totals] = None
         self.uncommitted: set[str] = set()
         """Sessions whose blob is gone, and whose entry is still there."""
-        self.deleted_count = 0
-        self.freed_bytes = 0
-        self.gone_count = 0
-        self.gone_bytes = 0
-        self.changed: set[str] = set()
-        """Victims that were saved again in the meantime, and are none any more."""
-        self.failed: set[str] = set()
-        self.swept_count = 0
-        self.deferred: set[str] = set()
-        """Entries without blobs that wait for the next run, because the client left no moment for a commit."""
-        self.deferrals = 0
-        """Cycles in a row that had to leave some."""
-        self.swept: set[str] = set()
-        self.returned_count = 0
-        """Entries among those swept that the cycle before had swept, too, and the client has brought back since."""
-        self.deferred_before: set[str] = before.deferred if before is not None else set()
-        self._swept_before: set[str] = before.swept if before is not None else set()
-        self._deferrals_before = before.deferrals if before is not None else 0
-        self.removed_count = 0
-        """Files of unfinished metadata."""
         self.adopted_count = 0
         self.adopting_count = 0
         """Orphans whose entries are being written: some of them may be there."""
-        self.purged_count = 0
-        """Orphans that a cycle has purged before its prune; `deleted_count` has sessions alone."""
-        self.purged_bytes = 0
-        self.adoptions_undone = 0
-        """Cycles in a row whose adoption a client has undone."""
-        self._adoptions_undone_before = before.adoptions_undone if before is not None else 0
         self.noun = "session"
-        self.sentence: Optional[str] = None
+        self.sentence = ""
         """What came of it all, once that is known."""
+        self._nothing = nothing
 
-    def defer(self, guids: Iterable[str]) -> None:
-        self.deferred.update(guids)
-        self.deferrals = self._deferrals_before + 1
+    def remember(self, **known: Any) -> None:
+        """By the names of Memory."""
+        self.memory = self.memory._replace(**known)
+
+    def defer(self, guids: Collection[str]) -> None:
+        self.counts.deferred_count = len(guids)
+        self.remember(deferred=frozenset(guids), deferrals=self.before.deferrals + 1)
 
     def undo_adoption(self) -> None:
-        self.adoptions_undone = self._adoptions_undone_before + 1
+        self.remember(adoptions_undone=self.before.adoptions_undone + 1)
 
-    def sweep(self, guid: str) -> bool:
-        """Count an entry. Whether it is news, or one that the client has brought back."""
-        self.swept_count += 1
-        self.swept.add(guid)
-        is_news = guid not in self._swept_before
-        self.returned_count += not is_news
-        return is_news
+    def sweep(self, sessions: Iterable[Session]) -> list[Session]:
+        """Count entries. Returns those that are news: not what the client has brought back."""
+        guids = {session.guid: session for session in sessions}
+        news = [session for guid, session in guids.items() if guid not in self.before.swept]
+        self.counts.swept_count += len(guids)
+        self.counts.returned_count += len(guids) - len(news)
+        self.remember(swept=self.memory.swept | guids.keys())
+        return news
 
     @property
     def nothing_done(self) -> bool:
-        removed = self.uncommitted or self.deleted_count or self.swept_count or self.removed_count or self.purged_count
-        return not (removed or self.adopted_count or self.adopting_count)
+        counts = self.counts
+        removed = self.uncommitted or counts.deleted_count or counts.swept_count or counts.removed_count
+        return not (removed or self.purged.deleted_count or self.adopted_count or self.adopting_count)
 
     def done(self) -> str:
         """What was done, for the person who reads why the run has ended."""
-        if self.sentence is not None:
+        if self.sentence:
             return self.sentence
         if self.nothing_done:
             return self._nothing
-        parts = []
-        if self.adopted_count:
-            parts.append(f"{_were(self.adopted_count, 'orphan')} adopted")
-        if self.adopting_count:
-            parts.append(f"up to {_were(self.adopting_count, 'orphan')} adopted")
-        if self.purged_count:
-            parts.append(f"{_were(self.purged_count, 'orphan')} purged")
-        if self.deleted_count or self.uncommitted:
-            parts.append(f"{_were(self.deleted_count, self.noun)} deleted{self._entries_left()}")
-        if self.swept_count:
-            parts.append(f"{_were(self.swept_count, 'dangling entry')} removed")
-        if self.removed_count:
-            parts.append(f"{_were(self.removed_count, 'file of unfinished metadata')} removed")
-        return "; ".join(parts)
+        counts = self.counts
+        deleted = f"{_were(counts.deleted_count, self.noun)} deleted{self._entries_left()}"
+        parts = [
+            (self.adopted_count, f"{_were(self.adopted_count, 'orphan')} adopted"),
+            (self.adopting_count, f"up to {_were(self.adopting_count, 'orphan')} adopted"),
+            (self.purged.deleted_count, f"{_were(self.purged.deleted_count, 'orphan')} purged"),
+            (counts.deleted_count + len(self.uncommitted), deleted),
+            (counts.swept_count, f"{_were(counts.swept_count, 'dangling entry')} removed"),
+            (counts.removed_count, f"{_were(counts.removed_count, 'file of unfinished metadata')} removed"),
+        ]
+        return "; ".join(text for count, text in parts if count)
 
     def _entries_left(self) -> str:
         left = len(self.uncommitted)
         if not left:
             return ""
         whose = counted(left, "entry")
-        if left == self.deleted_count:
+        if left == self.counts.deleted_count:
             whose = "its entry" if left == 1 else "their entries"
         stays, it = ("stays", "it") if left == 1 else ("stay", "them")
         return f"; {whose} {stays} until a later run removes {it}"
@@ -163,8 +148,8 @@ def telling(progress: Progress) -> Iterator[None]:
 def _facts(storage_dir: str, progress: Progress, exit_code: int) -> dict[str, object]:
     return {
         "storage_dir": storage_dir,
-        "deleted_count": progress.deleted_count,
-        "freed_bytes": progress.freed_bytes,
+        "deleted_count": progress.counts.deleted_count,
+        "freed_bytes": progress.counts.freed_bytes,
         "uncommitted_count": len(progress.uncommitted),
         "exit_code": exit_code,
     }
@@ -176,7 +161,7 @@ def report_swept(sweeper: str, swept: Iterable[Session], progress: Progress, jou
 
     The run that deleted its blob may have been killed before it said so.
     """
-    news = [session for session in swept if progress.sweep(session.guid)]
+    news = progress.sweep(swept)
     journal.swept([session.guid for session in news])
     for session in news:
         log.info(

@@ -15,9 +15,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import (
     EXIT_FAILED,
     EXIT_OK,
-    BlobsMissing,
     CommitContended,
-    Held,
     LockLost,
     StoreError,
     describe_errno,
@@ -25,14 +23,17 @@ from storage_manager.base.errors import (
 )
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
-from storage_manager.jobs.journal import DELETED, HistoryFile, Journal
+from storage_manager.jobs.evidence import HANDFUL, Case, Held, Mandate, asks_history, why_not
+from storage_manager.jobs.memory import Shown
 from storage_manager.jobs.orphans import OrphanGuard
-from storage_manager.jobs.plan import Deleted, Outcome, Plan, sentence, unmet
-from storage_manager.jobs.policy import HANDFUL, blobs_are_missing, held_back
-from storage_manager.jobs.progress import Progress, report_swept, reporting
+from storage_manager.jobs.plan import Counts, Deleted, Outcome, Plan, sentence, unmet
+from storage_manager.jobs.policy import Limits
+from storage_manager.jobs.progress import Progress, report_swept
+from storage_manager.jobs.store_time import latest_moment
+from storage_manager.jobs.work import Terms, Work, at_work
 from storage_manager.store.directory import open_store
 from storage_manager.store.inventory import mark
-from storage_manager.store.locked import LockedStore, locked_store, report_deferred
+from storage_manager.store.locked import report_deferred
 from storage_manager.store.snapshot import Session, Snapshot
 from storage_manager.store.survey import report_findings, report_unknown_group, survey, take_snapshot
 
@@ -52,60 +53,69 @@ class Job(NamedTuple):
 
     kind: str
     """`prune` or `purge`: the middle part of the event names."""
-    command: str
-    storage_dir: str
-    planner: Callable[[Snapshot, datetime], Plan]
-    group: Optional[str]
-    limit_bytes: Optional[int]
-    target_bytes: Optional[int]
-    lock_timeout_secs: float
-    lock_stale_secs: float
+    terms: Terms
+    planner: Callable[[Snapshot, Limits, datetime], Plan]
+    """Pure."""
+    limits: Limits
+    mandate: Mandate = Mandate()
+    earlier: Callable[[], Deleted] = Deleted
+    """What earlier runs have deleted: asked only where that matters."""
     explain: bool = False
     """Whether the outcome's plan shall still tell of the sessions that stay."""
     limit_text: Optional[str] = None
     """How the limit is shown, where there is more to say than its size."""
-    history: Optional[HistoryFile] = None
-    """Where it is told what was deleted."""
-    earlier: Callable[[], Deleted] = Deleted
-    """What earlier runs have deleted."""
-    max_delete: Optional[quantity.Share] = None
-    """A plan that deletes more sessions than that deletes none."""
-    let_through: str = "To let it through, use --max-delete off"
-    """What to do when that is right all the same."""
     is_watched: bool = True
     """Whether somebody waits for it; else a plan that deletes more than half of the sessions is a warning."""
+
+    def plan(self, snapshot: Snapshot, now: datetime) -> Plan:
+        return self.planner(snapshot, self.limits, now)
 
 
 def preview(job: Job, clock: Clock, log: EventLog) -> Plan:
     """What would be done now, for a question before the work. Takes no lock. Raises like survey()."""
-    with open_store(job.storage_dir) as store:
+    with open_store(job.terms.storage_dir) as store:
         snapshot, reading = survey(store, clock, log)
         if reading is not None:
             reading.close()
-    return job.planner(snapshot, clock.now())
+    return job.plan(snapshot, clock.now())
 
 
 def dry_run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:
-    """Plan as `run()` would, without the lock and without touching anything."""
+    """Plan as `run()` would, without the lock and without touching anything. Raises Held, and like take_snapshot()."""
     started = clock.monotonic()
     progress = progress or Progress()
-    snapshot, progress.findings = take_snapshot(job.storage_dir, clock, log, progress.findings)
-    _require_blobs(job, snapshot)
-    plan = job.planner(snapshot, clock.now())
-    facts = _report_check(job, snapshot, plan, log)
-    _require_brake(job, snapshot, plan)
-    outcome = Outcome(
-        plan=plan,
-        dry_run=True,
-        deleted_count=len(plan.victims),
-        freed_bytes=plan.freed_bytes,
-        failed=frozenset(),
-        swept_count=len(plan.swept),
-        final_bytes=plan.planned_bytes,
-        exit_code=EXIT_OK if plan.target_met else EXIT_FAILED,
-    )
+    snapshot, progress.findings = take_snapshot(job.terms.storage_dir, clock, log, progress.findings)
+    plan, facts = _decide(job, snapshot, clock, log, progress)
+    counts = Counts(len(plan.victims), plan.freed_bytes, len(plan.swept))
+    outcome = Outcome(plan, True, counts, plan.planned_bytes, EXIT_OK if plan.target_met else EXIT_FAILED)
     _report_end(job, outcome, facts, clock.monotonic() - started, log)
     return outcome
+
+
+def _decide(
+    job: Job, snapshot: Snapshot, clock: Clock, log: EventLog, progress: Progress
+) -> tuple[Plan, dict[str, object]]:
+    """The plan that nothing speaks against, and the facts that the summary repeats. Raises Held."""
+    storage_dir, now = job.terms.storage_dir, clock.now()
+    plan = job.plan(snapshot, now)
+    waiting = set(progress.before.deferred).difference(session.guid for session in plan.swept)
+    if waiting:
+        left = [session for session in snapshot.dangling if session.guid in waiting]
+        plan = plan._replace(swept=[*plan.swept, *left])
+    latest: Optional[datetime] = None
+    if job.mandate.if_clock_is_right:
+        monotonic_secs = clock.monotonic()
+        latest = latest_moment(snapshot, storage_dir, progress.memory.shown, now, monotonic_secs)
+        if latest is not None:
+            progress.remember(shown=Shown(latest, monotonic_secs))
+    deleted = job.earlier() if asks_history(snapshot, job.limits.group) else Deleted()
+    reason = why_not(Case(job.mandate, storage_dir, job.limits, snapshot, plan, now, latest, deleted))
+    if reason is not None and not reason.plan_is_sound:
+        raise Held(reason)
+    facts = _report_check(job, snapshot, plan, log)
+    if reason is not None:
+        raise Held(reason)
+    return plan, facts
 
 
 def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = None) -> Outcome:
@@ -114,29 +124,16 @@ def run(job: Job, clock: Clock, log: EventLog, progress: Optional[Progress] = No
     Raises a StorageManagerError when the job could not be done or finished, after the event that says so; and
     Interrupted, after committing what was done and releasing the lock. `progress` tells what was done even then.
     """
-    progress = progress or Progress()
-    with reporting(job.kind, job.storage_dir, progress, log), clock.doing("preparing"):
-        with (
-            locked_store(
-                job.storage_dir, job.command, job.lock_timeout_secs, job.lock_stale_secs, clock, log
-            ) as locked,
-            Journal(job.history, job.command, DELETED, clock, log) as journal,
-        ):
-            return _Run(job, locked, clock, log, progress, journal).carry_out()
+    with at_work(job.kind, job.terms, clock, log, progress or Progress()) as work:
+        return _Run(job, work).carry_out()
 
 
 class _Run:
     """One job on a locked store."""
 
-    def __init__(
-        self, job: Job, locked: LockedStore, clock: Clock, log: EventLog, progress: Progress, journal: Journal
-    ) -> None:
+    def __init__(self, job: Job, work: Work) -> None:
         self._job = job
-        self._locked = locked
-        self._clock = clock
-        self._log = log
-        self._progress = progress
-        self._journal = journal
+        _, self._locked, self._journal, self._clock, self._log, self._progress = work
         self._guard: Optional[OrphanGuard] = None
         self._swept: dict[str, Session] = {}
         """Dangling entries that are still to be removed."""
@@ -144,7 +141,7 @@ class _Run:
         """Of every file as it was when the plan was made, sorted."""
 
     def carry_out(self) -> Outcome:
-        job, clock, progress = self._job, self._clock, self._progress
+        job, clock, progress, counts = self._job, self._clock, self._progress, self._progress.counts
         started = clock.monotonic()
         plan, facts, item_count = self._plan()
         progress.noun = plan.noun
@@ -159,30 +156,18 @@ class _Run:
                 victim_count=len(plan.victims),
                 victim_bytes=plan.freed_bytes,
                 swept_count=len(plan.swept),
-                storage_dir=job.storage_dir,
-                group=job.group,
+                storage_dir=job.terms.storage_dir,
+                group=job.limits.group,
             )
             with clock.doing(f"deleting {plan.noun}s", len(plan.victims)):
                 self._delete_all(plan)
         # That all of many victims were saved again is no chance: inode numbers or times are not to be relied on here.
-        is_unfit = len(plan.victims) == len(progress.changed) > HANDFUL
-        exit_code = EXIT_OK if plan.target_met and not progress.failed and not is_unfit else EXIT_FAILED
+        is_unfit = len(plan.victims) == len(counts.changed) > HANDFUL
+        exit_code = EXIT_OK if plan.target_met and not counts.failed and not is_unfit else EXIT_FAILED
         if clock.stop_signal is not None:
             exit_code = 128 + clock.stop_signal
         self._journal.exit_code = exit_code
-        outcome = Outcome(
-            plan=plan,
-            dry_run=False,
-            deleted_count=progress.deleted_count,
-            freed_bytes=progress.freed_bytes,
-            failed=frozenset(progress.failed),
-            swept_count=progress.swept_count,
-            final_bytes=plan.current_bytes - progress.gone_bytes,
-            exit_code=exit_code,
-            changed=frozenset(progress.changed),
-            deferred_count=len(progress.deferred),
-            returned_count=progress.returned_count,
-        )
+        outcome = Outcome(plan, False, counts, plan.current_bytes - counts.gone_bytes, exit_code)
         _report_end(job, outcome, facts, clock.monotonic() - started, self._log)
         progress.sentence = sentence(outcome)
         return outcome
@@ -194,15 +179,8 @@ class _Run:
         snapshot, reading = self._locked.look()
         with reading or nullcontext():
             told = self._progress.findings
-            self._progress.findings = report_findings(snapshot, job.storage_dir, self._log, told)
-            _require_blobs(job, snapshot)
-            plan = job.planner(snapshot, clock.now())
-            waiting = self._progress.deferred_before.difference(session.guid for session in plan.swept)
-            if waiting:
-                left = [session for session in snapshot.dangling if session.guid in waiting]
-                plan = plan._replace(swept=[*plan.swept, *left])
-            facts = _report_check(job, snapshot, plan, self._log)
-            _require_brake(job, snapshot, plan)
+            self._progress.findings = report_findings(snapshot, job.terms.storage_dir, self._log, told)
+            plan, facts = _decide(job, snapshot, clock, self._log, self._progress)
             item_count = plan.item_count
             if plan.victims:
                 self._marks = array("q", sorted(snapshot.marks))
@@ -252,10 +230,15 @@ class _Run:
             try:
                 locked.remove_entries(progress.uncommitted, swept, self._entries_gone)
             except CommitContended as error:
-                progress.defer((*progress.uncommitted, *swept))
-                lasts = progress.deferrals >= DEFERRALS_TO_WARN_OF
+                progress.defer({*progress.uncommitted, *swept})
+                lasts = progress.memory.deferrals >= DEFERRALS_TO_WARN_OF
                 report_deferred(
-                    error, "the next run goes on", len(progress.deferred), self._job.storage_dir, self._log, lasts
+                    error,
+                    "the next run goes on",
+                    progress.counts.deferred_count,
+                    self._job.terms.storage_dir,
+                    self._log,
+                    lasts,
                 )
         if lost is not None:
             raise lost
@@ -271,7 +254,7 @@ class _Run:
         report_swept(self._job.kind, gone, self._progress, self._journal, self._log)
 
     def _delete(self, session: Session, plan: Plan, reason: str) -> None:
-        job, store, progress = self._job, self._locked.store, self._progress
+        job, store, progress, counts = self._job, self._locked.store, self._progress, self._progress.counts
         name = session.blob_name
         try:
             if self._has_changed(name):
@@ -281,7 +264,7 @@ class _Run:
         except OSError as error:
             if error.errno == EROFS:
                 raise StoreError("delete", store.file(name), error) from error
-            progress.failed.add(name)
+            counts.failed.add(name)
             self._log.error(
                 f"storage_manager.{job.kind}.delete_failed",
                 f"cannot delete {name}: {describe_errno(error)}; it stays"
@@ -293,13 +276,13 @@ class _Run:
             return
         if not plan.are_orphans:
             progress.uncommitted.add(session.guid)
-        progress.gone_count += 1
-        progress.gone_bytes += session.size_bytes
+        counts.gone_count += 1
+        counts.gone_bytes += session.size_bytes
         if not existed:  # its owner deleted it meanwhile; only the entry is left to remove
             return
         self._journal.done(session)
-        progress.deleted_count += 1
-        progress.freed_bytes += session.size_bytes
+        counts.deleted_count += 1
+        counts.freed_bytes += session.size_bytes
         self._log.info(
             f"storage_manager.{job.kind}.deleted",
             "deleted " + name,
@@ -324,7 +307,7 @@ class _Run:
 
     def _report_changed(self, session: Session) -> None:
         job = self._job
-        self._progress.changed.add(session.blob_name)
+        self._progress.counts.changed.add(session.blob_name)
         self._log.info(
             f"storage_manager.{job.kind}.changed",
             f"{session.blob_name} was saved again after the plan was made; it stays",
@@ -333,64 +316,40 @@ class _Run:
         )
 
 
-def _require_blobs(job: Job, snapshot: Snapshot) -> None:
-    """Raises BlobsMissing."""
-    if blobs_are_missing(snapshot, job.group, job.earlier):
-        scope = snapshot.scoped(job.group)
-        missing_count = len(scope.dangling)
-        raise BlobsMissing(job.storage_dir, missing_count, missing_count + len(scope.sessions))
-
-
-def _require_brake(job: Job, snapshot: Snapshot, plan: Plan) -> None:
-    """Raises Held."""
-    session_count, victim_count = len(snapshot.scoped(job.group).sessions), len(plan.victims)
-    if not held_back(plan, job.max_delete, session_count):
-        return
-    beside = f" beside {quantity.counted(session_count, 'session')}" if plan.are_orphans else f" of {session_count:,}"
-    gone = f"{quantity.counted(victim_count, plan.noun)}{beside}, {quantity.size(plan.freed_bytes)}"
-    raise Held(
-        f"{gone}, would have to go ({plan.why}), more than {job.max_delete}. {job.let_through}",
-        None,
-        job.limit_bytes,
-        victim_count,
-        plan.freed_bytes,
-    )
-
-
 def _report_check(job: Job, snapshot: Snapshot, plan: Plan, log: EventLog) -> dict[str, object]:
     """The events before anything happens; the facts that the summary repeats."""
-    report_unknown_group(snapshot, job.group, job.storage_dir, log)
-    scope = snapshot.scoped(job.group)
+    report_unknown_group(snapshot, job.limits.group, job.terms.storage_dir, log)
+    scope = snapshot.scoped(job.limits.group)
     totals = scope.anomaly_totals()
     facts: dict[str, object] = {
         "current_bytes": plan.current_bytes,
         "current_mb": quantity.megabytes(plan.current_bytes),
-        "target_mb": None if job.target_bytes is None else quantity.megabytes(job.target_bytes),
+        "target_mb": None if job.limits.target_bytes is None else quantity.megabytes(job.limits.target_bytes),
         "item_count": len(scope.sessions),
         "anomalies": sum(count for count, _ in totals.values()),
         "anomaly_mb": quantity.megabytes(scope.anomaly_bytes),
-        "storage_dir": job.storage_dir,
-        "group": job.group,
+        "storage_dir": job.terms.storage_dir,
+        "group": job.limits.group,
     }
-    if job.limit_bytes is None:
+    if job.limits.limit_bytes is None:
         return facts
-    facts["limit_mb"] = quantity.megabytes(job.limit_bytes)
+    facts["limit_mb"] = quantity.megabytes(job.limits.limit_bytes)
     log.info(
         "storage_manager.prune.check",
-        f"{quantity.size(plan.current_bytes)} of {job.limit_text or quantity.size(job.limit_bytes)} in "
+        f"{quantity.size(plan.current_bytes)} of {job.limit_text or quantity.size(job.limits.limit_bytes)} in "
         f"{quantity.counted(len(scope.sessions), 'session')}",
         **facts,
     )
     if not scope.sessions and not totals:
-        log.info("storage_manager.prune.empty_storage", f"no sessions in {job.storage_dir}", **facts)
+        log.info("storage_manager.prune.empty_storage", f"no sessions in {job.terms.storage_dir}", **facts)
     if not plan.victims and plan.target_met:
-        within = "within the limit, " if plan.current_bytes <= job.limit_bytes else ""
+        within = "within the limit, " if plan.current_bytes <= job.limits.limit_bytes else ""
         log.info("storage_manager.prune.noop", f"{within}nothing to do", **facts)
     return facts
 
 
 def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: float, log: EventLog) -> None:
-    plan = outcome.plan
+    plan, counts = outcome.plan, outcome.counts
     why = unmet(plan, outcome.final_bytes)
     if why:
         log.warning(
@@ -399,22 +358,22 @@ def _report_end(job: Job, outcome: Outcome, facts: dict[str, object], secs: floa
             final_bytes=outcome.final_bytes,
             target_bytes=plan.target_bytes,
             causes=plan.causes,
-            storage_dir=job.storage_dir,
-            group=job.group,
+            storage_dir=job.terms.storage_dir,
+            group=job.limits.group,
         )
     log.info(
         f"storage_manager.{job.kind}.summary",
         sentence(outcome),
         **facts,
         dry_run=outcome.dry_run,
-        deleted_count=outcome.deleted_count,
-        freed_bytes=outcome.freed_bytes,
-        freed_mb=quantity.megabytes(outcome.freed_bytes),
-        swept_count=outcome.swept_count,
-        returned_count=outcome.returned_count,
-        failed_count=len(outcome.failed),
-        changed_count=len(outcome.changed),
-        deferred_count=outcome.deferred_count,
+        deleted_count=counts.deleted_count,
+        freed_bytes=counts.freed_bytes,
+        freed_mb=quantity.megabytes(counts.freed_bytes),
+        swept_count=counts.swept_count,
+        returned_count=counts.returned_count,
+        failed_count=len(counts.failed),
+        changed_count=len(counts.changed),
+        deferred_count=counts.deferred_count,
         final_bytes=outcome.final_bytes,
         final_mb=quantity.megabytes(outcome.final_bytes),
         exit_code=outcome.exit_code,

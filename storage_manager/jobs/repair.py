@@ -9,16 +9,17 @@ from typing import NamedTuple, Optional
 
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
-from storage_manager.base.errors import NoRoom, StorageManagerError
+from storage_manager.base.errors import NoRoom
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
-from storage_manager.jobs.journal import ADOPTED, REPAIRED, HistoryFile, Journal
+from storage_manager.jobs.evidence import Case, Held, Mandate, why_not
 from storage_manager.jobs.orphans import Missed, adoptable, entries_text, missed
-from storage_manager.jobs.progress import Progress, report_swept, reporting
+from storage_manager.jobs.policy import Limits, plan_sweep
+from storage_manager.jobs.progress import Progress, report_swept
+from storage_manager.jobs.work import Terms, Work, at_work
 from storage_manager.store.aside import Told, told_by
 from storage_manager.store.directory import Store
 from storage_manager.store.inventory import IN_FLIGHT_AGE
-from storage_manager.store.locked import LockedStore, locked_store
 from storage_manager.store.snapshot import ORPHAN, Session, Snapshot
 from storage_manager.store.survey import report_findings, take_snapshot
 
@@ -31,15 +32,6 @@ _FILE_MODE = 0o666
 
 # What a repair or an adoption says that was ended before it had done anything.
 NOTHING_CHANGED = "nothing was changed"
-
-
-class Terms(NamedTuple):
-    """Which store to lock, for which command, and how patiently."""
-
-    storage_dir: str
-    command: str
-    lock_timeout_secs: float
-    lock_stale_secs: float
 
 
 class Adoption(NamedTuple):
@@ -63,7 +55,6 @@ def adopt(
     group: str,
     clock: Clock,
     log: EventLog,
-    history: Optional[HistoryFile] = None,
     progress: Optional[Progress] = None,
     most: Optional[int] = None,
 ) -> Adoption:
@@ -73,11 +64,8 @@ def adopt(
     Left are orphans whose name no entry could have, and those whose guid has an entry or several blobs. Raises a
     StorageManagerError after the event that says so, and Interrupted; `progress` tells what was done even then.
     """
-    progress = progress or Progress(nothing=NOTHING_CHANGED)
-    with reporting("adopt", terms.storage_dir, progress, log), clock.doing("giving orphans entries"):
-        with locked_store(*terms, clock, log) as locked:
-            with Journal(history, terms.command, ADOPTED, clock, log, "orphans given entries") as journal:
-                return _adopt(terms, group, most, locked, log, progress, journal)
+    with at_work("adopt", terms, clock, log, progress or Progress(nothing=NOTHING_CHANGED)) as work:
+        return _adopt(work, group, most)
 
 
 def foresee(terms: Terms, group: str, clock: Clock, log: EventLog, progress: Progress, most: int) -> Adoption:
@@ -90,17 +78,11 @@ def foresee(terms: Terms, group: str, clock: Clock, log: EventLog, progress: Pro
     return adoption
 
 
-def _adopt(
-    terms: Terms,
-    group: str,
-    most: Optional[int],
-    locked: LockedStore,
-    log: EventLog,
-    progress: Progress,
-    journal: Journal,
-) -> Adoption:
+def _adopt(work: Work, group: str, most: Optional[int]) -> Adoption:
+    locked, progress = work.locked, work.progress
     snapshot, reading = locked.look()
-    findings = report_findings(snapshot, terms.storage_dir, log)  # what is unreadable by now is not adopted
+    findings = report_findings(snapshot, work.storage_dir, work.log)  # what is unreadable by now is not adopted
+    has_metadata = reading is not None
     with reading or nullcontext():
         keys = locked.waiting_guids().union(reading.keys() if reading is not None else ())
         candidates, left = adoptable(snapshot.anomalies, keys)
@@ -110,10 +92,10 @@ def _adopt(
     adopted: Sequence[Session] = ()
     no_room: Optional[NoRoom] = None
     if chosen:
-        journal.announce(chosen)
+        work.journal.announce(chosen)
         progress.adopting_count = len(chosen)
         try:
-            if reading is None:
+            if not has_metadata:
                 locked.create_metadata(chosen[-1].blob_name, _FILE_MODE)
             locked.add_entries(entries_text(chosen, group))
         except NoRoom as error:
@@ -129,9 +111,17 @@ def _adopt(
     later = [orphan for orphan in candidates if orphan.blob_name in lost]
     undone_count = 0 if no_room is not None else sum(orphan.blob_name in lost for orphan in chosen)
     adoption = Adoption(adopted, len(candidates) - len(adopted) + len(left), later, undone_count)
+    _report_adopted(work, adopted, group)
+    if no_room is not None:
+        _report_no_room(work, no_room, len(chosen), group)
+    _report_adoption(adoption, group, work.storage_dir, work.log)
+    return adoption
+
+
+def _report_adopted(work: Work, adopted: Sequence[Session], group: str) -> None:
     for orphan in adopted:
-        journal.done(orphan)
-        log.info(
+        work.journal.done(orphan)
+        work.log.info(
             "storage_manager.adopt.adopted",
             f"gave {orphan.blob_name} an entry",
             guid=orphan.guid,
@@ -139,18 +129,18 @@ def _adopt(
             created_at=utc_text(orphan.created_at),
             group=group,
         )
-    if no_room is not None:
-        log.warning(
-            "storage_manager.adopt.deferred",
-            f"{no_room}; {quantity.counted(len(chosen), 'orphan')} can be adopted once there is room",
-            orphan_count=len(chosen),
-            group=group,
-            storage_dir=terms.storage_dir,
-            free_bytes=no_room.free_bytes,
-            needed_bytes=no_room.needed_bytes,
-        )
-    _report_adoption(adoption, group, terms.storage_dir, log)
-    return adoption
+
+
+def _report_no_room(work: Work, no_room: NoRoom, orphan_count: int, group: str) -> None:
+    work.log.warning(
+        "storage_manager.adopt.deferred",
+        f"{no_room}; {quantity.counted(orphan_count, 'orphan')} can be adopted once there is room",
+        orphan_count=orphan_count,
+        group=group,
+        storage_dir=work.storage_dir,
+        free_bytes=no_room.free_bytes,
+        needed_bytes=no_room.needed_bytes,
+    )
 
 
 def _report_adoption(adoption: Adoption, group: str, storage_dir: str, log: EventLog, dry_run: bool = False) -> None:
@@ -179,37 +169,22 @@ class Repair(NamedTuple):
 
 
 def repair(
-    terms: Terms,
-    clock: Clock,
-    log: EventLog,
-    history: Optional[HistoryFile] = None,
-    progress: Optional[Progress] = None,
-    most: Optional[int] = None,
+    terms: Terms, clock: Clock, log: EventLog, progress: Optional[Progress] = None, most: Optional[int] = None
 ) -> Repair:
     """Remove dangling entries, and what runs and clients that died have left beside metadata.json.
 
     Unfinished metadata stays while it may tell of a blob that has no entry: nothing else does. Raises like adopt(), and
     before anything is removed if there are more than `most` dangling entries.
     """
-    progress = progress or Progress(nothing=NOTHING_CHANGED)
-    with reporting("repair", terms.storage_dir, progress, log), clock.doing("repairing"):
-        with locked_store(*terms, clock, log) as locked:
-            with Journal(history, terms.command, REPAIRED, clock, log, "repair") as journal:
-                return _repair(terms, locked, clock, log, progress, journal, most)
+    with at_work("repair", terms, clock, log, progress or Progress(nothing=NOTHING_CHANGED)) as work:
+        return _repair(work, most)
 
 
-def _repair(
-    terms: Terms,
-    locked: LockedStore,
-    clock: Clock,
-    log: EventLog,
-    progress: Progress,
-    journal: Journal,
-    most: Optional[int],
-) -> Repair:
-    snapshot, keys = _sweep(locked, log, progress, journal, most)
-    swept_count = progress.swept_count
-    report_findings(snapshot, terms.storage_dir, log)
+def _repair(work: Work, most: Optional[int]) -> Repair:
+    storage_dir, locked, journal, clock, log, progress = work
+    snapshot, keys = _sweep(work, most)
+    swept_count = progress.counts.swept_count
+    report_findings(snapshot, storage_dir, log)
     blobs = missed(snapshot.anomalies)
     removed: list[str] = []
     kept: list[str] = []
@@ -223,7 +198,7 @@ def _repair(
         (kept if may_tell else removed).append(name)
     for name in removed:
         locked.store.remove(name)
-        progress.removed_count += 1
+        progress.counts.removed_count += 1
         journal.removed_count += 1
         log.info("storage_manager.repair.removed", f"removed {locked.store.file(name)}", file=name)
     log.info(
@@ -233,29 +208,29 @@ def _repair(
         swept_count=swept_count,
         removed_count=len(removed),
         kept_count=len(kept),
-        storage_dir=terms.storage_dir,
+        storage_dir=storage_dir,
     )
     return Repair(swept_count, removed, kept)
 
 
-def _sweep(
-    locked: LockedStore, log: EventLog, progress: Progress, journal: Journal, most: Optional[int]
-) -> tuple[Snapshot, Collection[str]]:
+def _sweep(work: Work, most: Optional[int]) -> tuple[Snapshot, Collection[str]]:
     """What the store was before dangling entries were removed from it, and the keys of its entries."""
+    locked = work.locked
     snapshot, reading = locked.settled()
     with reading or nullcontext():
         keys = set(reading.keys()) if reading is not None and snapshot.torn else set()
         if reading is None or not snapshot.dangling:
             return snapshot, keys
-        if most is not None and len(snapshot.dangling) > most:
-            now = quantity.counted(len(snapshot.dangling), "dangling entry")
-            raise StorageManagerError(f"there are {now} now, and the question was about {most:,}: run it again")
+        mandate = Mandate(sweeps_all=True, asked_about=most)
+        reason = why_not(Case(mandate, work.storage_dir, Limits(), snapshot, plan_sweep(snapshot), work.clock.now()))
+        if reason is not None:
+            raise Held(reason)
         locked.prepare(reading)
     dangling = {session.guid: session for session in snapshot.dangling}
 
     def tell(swept: Collection[str]) -> None:
         gone = (session for guid, session in dangling.items() if guid in swept)
-        report_swept("repair", gone, progress, journal, log)
+        report_swept("repair", gone, work.progress, work.journal, work.log)
 
     locked.remove_entries((), dangling, tell)
     return snapshot, keys

@@ -8,12 +8,33 @@ from typing import NamedTuple, Optional
 from storage_manager.base import quantity
 from storage_manager.base.clock import Clock
 from storage_manager.base.errors import EXIT_OK
+from storage_manager.base.log import EventLog
 from storage_manager.base.text import printable
 from storage_manager.config import Settings, limit_text
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop.heartbeat import CycleResult
 from storage_manager.store.snapshot import DANGLING
 from storage_manager.store.survey import Totals
+
+
+class Manner(NamedTuple):
+    """How a loop is to run."""
+
+    once: bool = False
+    only_plan: bool = False
+    max_failures: Optional[int] = None
+    """After so many failed cycles in a row it gives up."""
+
+
+class Turn(NamedTuple):
+    """What a cycle works with."""
+
+    settings: Settings
+    clock: Clock
+    log: EventLog
+    progress: Progress
+    """With what is remembered of the cycles before."""
+    only_plan: bool
 
 
 class Ending(NamedTuple):
@@ -34,10 +55,10 @@ def left_behind(progress: Progress) -> Optional[Totals]:
         return None
     totals = dict(found.anomaly_totals)
     count, size_bytes = totals.get(DANGLING, (0, 0))
-    totals[DANGLING] = (max(0, count - progress.swept_count) + len(progress.uncommitted), size_bytes)
+    totals[DANGLING] = (max(0, count - progress.counts.swept_count) + len(progress.uncommitted), size_bytes)
     return found._replace(
-        usage_bytes=max(0, found.usage_bytes - progress.gone_bytes),
-        session_count=max(0, found.session_count - progress.gone_count),
+        usage_bytes=max(0, found.usage_bytes - progress.counts.gone_bytes),
+        session_count=max(0, found.session_count - progress.counts.gone_count),
         anomaly_totals=totals,
     )
 
@@ -60,8 +81,8 @@ def result(
         limit_bytes=settings.max_storage_bytes,
         limit_source=settings.limit_source,
         session_count=None if left is None else left.session_count,
-        deleted_count=progress.deleted_count,
-        freed_bytes=progress.freed_bytes,
+        deleted_count=progress.counts.deleted_count,
+        freed_bytes=progress.counts.freed_bytes,
         anomalies={kind: count for kind, (count, _) in totals.items() if count},
         suggested_dirs=() if left is None else tuple(printable(path, 4096) for path in left.suggested_dirs),
         lacks_evidence=ending.lacks_evidence,

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple, Optional
 from storage_manager.base import quantity
 from storage_manager.base.process import GONE, STOPPED, Process
 from storage_manager.base.times import later, utc_text
-from storage_manager.loop.sighting import Sighting
+from storage_manager.jobs.memory import Memory, Sighting
 
 CYCLE: Final = "cycle"
 SLEEPING: Final = "sleeping"
@@ -83,18 +83,26 @@ class Heartbeat(NamedTuple):
     failures: int
     """Cycles in a row, up to the last one, that ended with another code than 0."""
     store: Optional[Sighting] = None
-    """The store that a cycle saw last. It is kept while the store is gone."""
+    """As in Memory."""
     boot: Optional[str] = None
     """As process.this_boot() has it; None, as below, when an older version wrote the file."""
     monotonic_secs: Optional[float] = None
     """`alive_at` by the monotonic clock of that boot."""
     limit_from_file: Optional[bool] = None
-    """Whether the settings file has set the limit; also after that was taken out, until somebody says what it is."""
+    """As in Memory."""
 
     @property
     def is_held(self) -> bool:
         """Whether the last cycle lacked evidence. Somebody must look: a restart helps nothing, and may forget why."""
         return self.last_cycle is not None and bool(self.last_cycle.lacks_evidence)
+
+    @property
+    def memory(self) -> Memory:
+        """What of it outlives the process."""
+        return Memory(store=self.store, limit_from_file=bool(self.limit_from_file))
+
+    def with_memory(self, memory: Memory) -> Heartbeat:
+        return self._replace(store=memory.store, limit_from_file=memory.limit_from_file)
 
 
 # Clocks

@@ -12,8 +12,8 @@ from storage_manager.base.process import Process
 from storage_manager.base.strict_json import json_text
 from storage_manager.base.text import printable
 from storage_manager.base.times import parse_time, utc_text
+from storage_manager.jobs.memory import Sighting
 from storage_manager.loop.heartbeat import CycleResult, Heartbeat, State
-from storage_manager.loop.sighting import Sighting
 
 # A heartbeat takes less than 2 KB; the rest is room for long paths.
 LARGEST_BYTES = 64 * 1024

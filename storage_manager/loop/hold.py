@@ -1,58 +1,50 @@
-"""Why a cycle deletes nothing: a setting that nobody can have meant, or more orphans than there are sessions."""
+"""What the loop's settings say where evidence is in doubt, for jobs/evidence to judge."""
 
 from __future__ import annotations
 
-from storage_manager.base import quantity
-from storage_manager.base.errors import Held
+from typing import Optional
+
 from storage_manager.config import DEFAULT, Settings, limit_text
-from storage_manager.jobs.plan import Plan
-from storage_manager.store.snapshot import Snapshot
+from storage_manager.jobs.evidence import Lost, Mandate, Unusable
 
 
-def require_file(settings: Settings) -> None:
-    """Raises Held while nobody knows what the file of settings asks for: then every cycle is held."""
+def prune_mandate(settings: Settings) -> Mandate:
+    age_days, limit_bytes = settings.max_age_days, settings.max_storage_bytes
+    if_right = ""
+    if age_days is not None and limit_bytes is not None:
+        if_right = f"run `purge --age-days {age_days:g} --yes`"
+        if settings.keep_last or settings.min_age_mins:
+            if_right += f", which keeps nothing for {settings.prefix}_KEEP_LAST or {settings.prefix}_MIN_AGE_MINS"
+    return Mandate(
+        max_delete=settings.max_delete,
+        let_through=f"To let it through once, run `run-loop --once` with {settings.prefix}_MAX_DELETE=off",
+        if_clock_is_right=if_right,
+        unusable=_unusable(settings, limit_text(limit_bytes, settings.limit_source)),
+    )
+
+
+def orphan_mandate(settings: Settings, age_days: float) -> Mandate:
+    purge = f"run `purge --orphans --age-days {age_days:g}"
+    remedy = f"{settings.prefix}_ORPHANS=adopt:GROUP makes sessions of them. If nobody misses them, {purge}`"
+    return Mandate(
+        max_delete=settings.max_delete,
+        let_through=f"To let it through, {purge}`",
+        if_clock_is_right=f"{purge} --yes`",
+        unusable=_unusable(settings, str(settings.orphans)),
+        lost=Lost(remedy, settings.max_storage_bytes),
+    )
+
+
+def _unusable(settings: Settings, rule: str) -> Optional[Unusable]:
+    """What cannot be used of the settings; `rule` is what counts instead."""
     problem = settings.held_by
-    if problem is not None and problem.remedy:
-        why = f"{problem.variable} is {problem.value!r}: {problem.reason}. {problem.remedy}"
-        raise Held(why, problem.variable, settings.max_storage_bytes, 0, 0)
-
-
-def require_settings(settings: Settings, plan: Plan) -> None:
-    """Raises Held when something would go while a setting that says what goes cannot be used."""
-    problem = settings.held_by
-    if problem is None or not plan.victims:
-        return
-    limit_bytes = settings.max_storage_bytes
-    rule = str(settings.orphans) if plan.are_orphans else limit_text(limit_bytes, settings.limit_source)
+    if problem is None:
+        return None
+    trouble = f"{problem.variable} is {problem.value!r}: {problem.reason}"
+    if problem.remedy:
+        return Unusable(problem.variable, trouble, problem.remedy, None, settings.max_storage_bytes)
     # A limit that nobody sets can be held for the sake of the file alone.
     has_gone = problem.variable == settings.limit_variable and settings.limit_source == DEFAULT
     in_file = problem.variable in settings.from_file or has_gone
-    then = f" in {settings.env_file}" if in_file else ", and restart the loop"
-    raise Held(
-        f"{problem.variable} is {problem.value!r}: {problem.reason}. With {rule}, {_gone(plan)}, would have to go. "
-        f"Correct {problem.variable}{then}",
-        problem.variable,
-        limit_bytes,
-        len(plan.victims),
-        plan.freed_bytes,
-    )
-
-
-def require_entries(settings: Settings, plan: Plan, snapshot: Snapshot) -> None:
-    """Raises Held when a purge of orphans is so large that they may have been sessions a moment ago."""
-    if len(plan.victims) <= len(snapshot.sessions):
-        return
-    sessions = quantity.counted(len(snapshot.sessions), "session")
-    raise Held(
-        f"{_gone(plan)}, would have to go, beside only {sessions}. Has the service lost its metadata.json, or is the "
-        f"store being restored? {settings.prefix}_ORPHANS=adopt:GROUP makes sessions of them. If nobody misses them, "
-        f"run `purge --orphans --age-days {settings.orphans.age_days:g}`",
-        None,
-        settings.max_storage_bytes,
-        len(plan.victims),
-        plan.freed_bytes,
-    )
-
-
-def _gone(plan: Plan) -> str:
-    return f"{quantity.counted(len(plan.victims), plan.noun)}, {quantity.size(plan.freed_bytes)}"
+    remedy = f"Correct {problem.variable}" + (f" in {settings.env_file}" if in_file else ", and restart the loop")
+    return Unusable(problem.variable, trouble, remedy, rule, settings.max_storage_bytes)

@@ -5,7 +5,6 @@ The one exception is asked for: `max_failures`, so that whoever started it can a
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Optional
 
 from storage_manager.base import quantity
@@ -22,31 +21,24 @@ from storage_manager.base.errors import (
 from storage_manager.base.log import EventLog
 from storage_manager.base.times import utc_text
 from storage_manager.config import Load, Refresh, Settings, limit_text, report_fallbacks
-from storage_manager.jobs.plan import Plan, sentence, unmet
-from storage_manager.jobs.policy import PruneLimits, plan_nothing, plan_prune, plan_purge
+from storage_manager.jobs.evidence import Held, store_has_gone
+from storage_manager.jobs.memory import Sighting
+from storage_manager.jobs.plan import sentence, unmet
+from storage_manager.jobs.policy import Limits, plan_nothing, plan_prune
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, dry_run, run
-from storage_manager.jobs.store_time import StoreTime
-from storage_manager.loop.cycle import Ending, sleep_secs, wake_up_at
+from storage_manager.jobs.work import Terms
+from storage_manager.loop.cycle import Ending, Manner, Turn, sleep_secs, wake_up_at
+from storage_manager.loop.heap import give_back
 from storage_manager.loop.history_file import earlier_deletions
-from storage_manager.loop.hold import require_file, require_settings
-from storage_manager.loop.memory import give_back
-from storage_manager.loop.orphans import Tended, tend_orphans
+from storage_manager.loop.hold import prune_mandate
+from storage_manager.loop.orphans import tend_orphans
 from storage_manager.loop.own_files import writable_history_file
-from storage_manager.loop.sighting import Sighting, sight, what_has_gone
+from storage_manager.loop.sighting import look_for, sight
 from storage_manager.loop.status import LoopStatus
-from storage_manager.store.snapshot import Snapshot
 
 
-def run_loop(
-    load: Load,
-    clock: Clock,
-    log: EventLog,
-    once: bool,
-    only_plan: bool,
-    max_failures: Optional[int] = None,
-    refresh: Refresh = lambda log: False,
-) -> int:
+def run_loop(load: Load, clock: Clock, log: EventLog, manner: Manner, refresh: Refresh = lambda log: False) -> int:
     """Run cycles until SIGTERM or SIGINT, then return 0; with `once`, run one and return its exit code.
 
     After `max_failures` cycles in a row that ended with another exit code than 0, return 1. SIGHUP ends nothing.
@@ -54,7 +46,7 @@ def run_loop(
     with clock.deferred():
         settings, _ = load()
         limit_bytes, target_bytes = settings.max_storage_bytes, settings.target_storage_bytes
-        status = LoopStatus(settings, clock, log, once, only_plan, max_failures)
+        status = LoopStatus(settings, clock, log, manner)
         log.info(
             "housekeeper.started",
             f"{_purpose(settings)}, every {settings.interval_secs / 60:g} minutes",
@@ -72,29 +64,19 @@ def run_loop(
             interval_mins=settings.interval_secs / 60,
             lock_stale_seconds=settings.lock_stale_secs,
             environment=settings.environment,
-            dry_run=only_plan,
+            dry_run=manner.only_plan,
         )
         status.started()
         clock.listener = status.progress
         try:
-            return _turns(load, clock, log, status, once, only_plan, max_failures, refresh)
+            return _turns(load, clock, log, status, manner, refresh)
         finally:
             clock.listener = None
             status.ended()
 
 
-def _turns(
-    load: Load,
-    clock: Clock,
-    log: EventLog,
-    status: LoopStatus,
-    once: bool,
-    only_plan: bool,
-    max_failures: Optional[int],
-    refresh: Refresh,
-) -> int:
-    progress: Optional[Progress] = None
-    store_time = StoreTime(clock)
+def _turns(load: Load, clock: Clock, log: EventLog, status: LoopStatus, manner: Manner, refresh: Refresh) -> int:
+    once, only_plan, max_failures = manner
     while True:
         started = clock.monotonic()
         clock.wake_requested = False
@@ -102,8 +84,8 @@ def _turns(
         refresh(log)
         settings, fallbacks = load()
         report_fallbacks(fallbacks + status.cycle_started(settings), log)
-        progress = Progress(progress)
-        ending = _cycle(settings, status.seen, store_time, clock, log, only_plan, progress)
+        progress = Progress(status.memory)
+        ending = _cycle(Turn(settings, clock, log, progress, only_plan))
         status.cycle_ended(settings, ending, progress, max(0.0, clock.monotonic() - started))
         if once:
             return ending.exit_code
@@ -124,62 +106,23 @@ def _turns(
             return EXIT_OK
 
 
-def _cycle(
-    settings: Settings,
-    seen: Optional[Sighting],
-    store_time: StoreTime,
-    clock: Clock,
-    log: EventLog,
-    only_plan: bool,
-    progress: Progress,
-) -> Ending:
+def _cycle(turn: Turn) -> Ending:
     """What is to be done with orphans, and one prune, whatever comes of it. Raises nothing."""
+    settings, log = turn.settings, turn.log
     log.info("housekeeper.cycle_start", f"looking after {settings.storage_dir}", storage_dir=settings.storage_dir)
-    limit_bytes = settings.max_storage_bytes
-    if limit_bytes is None:
+    if settings.max_storage_bytes is None:
         log.info(
             "housekeeper.deletion_off",
             f"{settings.limit_variable} is `off`: nothing is deleted, however much there is",
             variable=settings.limit_variable,
             storage_dir=settings.storage_dir,
         )
-    tended = Tended()
-    job = Job(
-        kind="prune",
-        command="run-loop",
-        storage_dir=settings.storage_dir,
-        planner=lambda snapshot, now: _plan(settings, store_time, tended, snapshot, now),
-        group=None,
-        limit_bytes=limit_bytes,
-        target_bytes=settings.target_storage_bytes or limit_bytes,
-        lock_timeout_secs=0.0,
-        lock_stale_secs=settings.lock_stale_secs,
-        limit_text=limit_text(limit_bytes, settings.limit_source),
-        history=None if only_plan else writable_history_file(settings, log),
-        earlier=lambda: earlier_deletions(settings, log),
-        max_delete=settings.max_delete,
-        let_through=f"To let it through once, run `run-loop --once` with {settings.prefix}_MAX_DELETE=off",
-        is_watched=False,
-    )
     try:
-        _require_what_was_seen(settings, seen)
-        at_start = sight(settings.storage_dir, 0)
-        if at_start is not None and seen is not None and not seen.is_same_directory(at_start):
-            log.info(
-                "housekeeper.store_moved",
-                f"{settings.storage_dir} is another directory than in the cycle before, with a store in it",
-                storage_dir=settings.storage_dir,
-            )
-        tended = tend_orphans(settings, job, store_time, clock, log, only_plan, progress)
-        outcome = (dry_run if only_plan else run)(job, clock, log, progress)
-        if at_start is not None and progress.findings is not None:
-            _require_what_was_seen(settings, at_start._replace(session_count=progress.findings.session_count))
+        ending = _work(turn)
     except StorageManagerError as error:
-        if isinstance(error, StoreGone):
-            progress.findings = None  # they are not about the store that was seen, which is to be remembered
         if not error.reported and not isinstance(error, StoreMissing):
             log.error(error.event, str(error), storage_dir=settings.storage_dir, **error.fields)
-        exit_code, why, lacks_evidence = error.exit_code, str(error), error.lacks_evidence
+        ending = Ending(error.exit_code, str(error), lacks_evidence=error.lacks_evidence)
     except Interrupted as interrupted:
         return Ending(EXIT_OK, str(interrupted), interrupted=True)
     except Exception as error:  # a fault of ours must not stop the housekeeping for ever
@@ -192,54 +135,72 @@ def _cycle(
             exit_code=EXIT_FAILED,
         )
         return Ending(EXIT_FAILED, why)
+    code, why = ending.exit_code, ending.sentence
+    if code == EXIT_OK:
+        log.info("housekeeper.cycle_ok", why, storage_dir=settings.storage_dir, exit_code=code)
     else:
-        exit_code, lacks_evidence = outcome.exit_code or tended.exit_code, tended.lacks_evidence
-        why = "; ".join(filter(None, (tended.sentence, sentence(outcome))))
-        if not outcome.plan.target_met:
-            why += f"; {unmet(outcome.plan, outcome.final_bytes)}"
-    if exit_code == EXIT_OK:
-        log.info("housekeeper.cycle_ok", why, storage_dir=settings.storage_dir, exit_code=exit_code)
-    else:
-        log.warning(
-            "housekeeper.cycle_nonzero",
-            f"the cycle ended with exit code {exit_code}: {why}",
+        why = f"the cycle ended with exit code {code}: {why}"
+        log.warning("housekeeper.cycle_nonzero", why, storage_dir=settings.storage_dir, exit_code=code)
+    return ending
+
+
+def _work(turn: Turn) -> Ending:
+    """Raises a StorageManagerError, and Interrupted."""
+    settings, progress, seen = turn.settings, turn.progress, turn.progress.before.store
+    job = _job(turn)
+    _require_store(turn, seen)
+    at_start = sight(settings.storage_dir, 0)
+    if at_start is not None and seen is not None and not seen.is_same_directory(at_start):
+        turn.log.info(
+            "housekeeper.store_moved",
+            f"{settings.storage_dir} is another directory than in the cycle before, with a store in it",
             storage_dir=settings.storage_dir,
-            exit_code=exit_code,
         )
-    return Ending(exit_code, why, lacks_evidence=lacks_evidence)
+    try:
+        tended = tend_orphans(turn, job)
+        outcome = (dry_run if turn.only_plan else run)(tended.followed_by(job), turn.clock, turn.log, progress)
+    except StoreGone:
+        progress.findings = None  # they are not about the store that was seen, which is to be remembered
+        raise
+    if at_start is not None and progress.findings is not None:
+        _require_store(turn, at_start._replace(session_count=progress.findings.session_count))
+    why = "; ".join(filter(None, (tended.sentence, sentence(outcome))))
+    if not outcome.plan.target_met:
+        why += f"; {unmet(outcome.plan, outcome.final_bytes)}"
+    return Ending(outcome.exit_code or tended.exit_code, why, lacks_evidence=tended.lacks_evidence)
 
 
-def _require_what_was_seen(settings: Settings, seen: Optional[Sighting]) -> None:
-    """Raises StoreGone."""
-    gone = what_has_gone(settings.storage_dir, seen, settings.heartbeat_file)
+def _require_store(turn: Turn, seen: Optional[Sighting]) -> None:
+    """Raises Held when a store has gone."""
+    settings = turn.settings
+    found = None if seen is None else look_for(seen, settings.storage_dir)
+    gone = store_has_gone(settings.storage_dir, seen, found, settings.heartbeat_file)
     if gone is not None:
-        raise StoreGone(gone)
+        turn.progress.findings = None  # as above
+        raise Held(gone)
 
 
-def _plan(settings: Settings, store_time: StoreTime, tended: Tended, snapshot: Snapshot, now: datetime) -> Plan:
-    """Raises Held, ClockDoubtful."""
-    limit_bytes, age_days = settings.max_storage_bytes, settings.max_age_days
-    require_file(settings)
-    snapshot = tended.after(snapshot)
-    if limit_bytes is None:
-        return plan_nothing(snapshot)
-    target_bytes = settings.target_storage_bytes or limit_bytes
-    limits = PruneLimits(
-        limit_bytes + tended.later_bytes,
-        target_bytes + tended.later_bytes,
-        min_age_mins=settings.min_age_mins,
-        keep_last=settings.keep_last,
-        max_sessions=settings.max_sessions,
-        max_age_days=age_days,
+def _job(turn: Turn) -> Job:
+    """The prune of a cycle."""
+    settings, limit_bytes = turn.settings, turn.settings.max_storage_bytes
+    history = None if turn.only_plan else writable_history_file(settings, turn.log)
+    return Job(
+        kind="prune",
+        terms=Terms(settings.storage_dir, "run-loop", 0.0, settings.lock_stale_secs, history),
+        planner=plan_nothing if limit_bytes is None else plan_prune,
+        limits=Limits(
+            limit_bytes,
+            settings.target_storage_bytes or limit_bytes,
+            min_age_mins=settings.min_age_mins,
+            keep_last=settings.keep_last,
+            max_sessions=settings.max_sessions,
+            max_age_days=settings.max_age_days,
+        ),
+        mandate=prune_mandate(settings),
+        earlier=lambda: earlier_deletions(settings, turn.log),
+        limit_text=limit_text(limit_bytes, settings.limit_source),
+        is_watched=False,
     )
-    plan = plan_prune(snapshot, limits, now)._replace(target_bytes=target_bytes)
-    require_settings(settings, plan)
-    if age_days is not None:
-        aged, if_right = plan_purge(snapshot, age_days, None, now), f"run `purge --age-days {age_days:g} --yes`"
-        if settings.keep_last or settings.min_age_mins:
-            if_right += f", which keeps nothing for {settings.prefix}_KEEP_LAST or {settings.prefix}_MIN_AGE_MINS"
-        store_time.require_clock(aged, age_days, snapshot, settings.storage_dir, now, if_right)
-    return plan
 
 
 def _purpose(settings: Settings) -> str:

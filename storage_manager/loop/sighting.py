@@ -1,28 +1,12 @@
-"""What the loop saw of its store, and whether that has gone since: unmounted, moved away, or deleted.
-
-A service that empties its store leaves a metadata.json that says so. A store that has gone leaves nothing, or an empty
-directory, and an empty directory is no evidence that its sessions were deleted.
-"""
+"""What the loop sees of its store, to find out whether that has gone: jobs/evidence says so."""
 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Optional
+from typing import Optional
 
-from storage_manager.base import quantity
+from storage_manager.jobs.memory import Found, Sighting
 from storage_manager.store.names import METADATA_NAME, is_blob_name, previous_names
-
-
-class Sighting(NamedTuple):
-    """A store as a cycle left it. Another device or inode: another directory, or another mount, under its name."""
-
-    device: int
-    inode: int
-    had_metadata: bool
-    session_count: int
-
-    def is_same_directory(self, other: Sighting) -> bool:
-        return (self.device, self.inode) == (other.device, other.inode)
 
 
 def sight(storage_dir: str, session_count: int) -> Optional[Sighting]:
@@ -35,37 +19,21 @@ def sight(storage_dir: str, session_count: int) -> Optional[Sighting]:
     return Sighting(status.st_dev, status.st_ino, has_metadata, session_count)
 
 
-def what_has_gone(storage_dir: str, seen: Optional[Sighting], heartbeat_file: str) -> Optional[str]:
-    """In a sentence, what is no longer there of a store that had sessions; None when nothing shows that it has gone.
-
-    A directory that does not exist or cannot be looked at is reported by the run, not here. Raises nothing.
+def look_for(seen: Sighting, storage_dir: str) -> Optional[Found]:
+    """What is in the place of a store that was seen; None for a directory that does not exist or cannot be looked at,
+    which the run reports. Raises nothing.
     """
     now = sight(storage_dir, 0)
-    if now is None or seen is None or not seen.session_count:
+    if now is None:
         return None
     is_same = seen.is_same_directory(now)
     try:
-        # By name, for a listing may be short. With an old file alone, the run itself restores metadata.json.
+        # By name, for a listing may be short.
         has_metadata = any(_is_there(storage_dir, name) for name in (METADATA_NAME, *previous_names()))
-        # An empty metadata.json says nothing in a new directory: a service makes one wherever it starts.
-        is_there = has_metadata and (is_same or any(map(is_blob_name, os.listdir(storage_dir))))
+        has_blobs = not is_same and any(map(is_blob_name, os.listdir(storage_dir)))
     except OSError:
         return None
-    if is_there:
-        return None
-    if not is_same:
-        what = f"another directory is in the place of {storage_dir}, and it holds no store: is a volume not mounted?"
-    elif seen.had_metadata:
-        what = f"{os.path.join(storage_dir, METADATA_NAME)} has gone."
-    else:
-        return None
-    way_out = f"remove {heartbeat_file} while no loop runs"
-    if is_same:
-        way_out += ", or let the service create metadata.json"
-    return (
-        f"{what} {quantity.counted(seen.session_count, 'session')} had been seen there; nothing more is deleted. "
-        f"If this is meant, {way_out}"
-    )
+    return Found(os.path.join(storage_dir, METADATA_NAME), is_same, has_metadata, has_blobs)
 
 
 def _is_there(directory: str, name: str) -> bool:

@@ -12,16 +12,17 @@ from storage_manager.base.log import EventLog
 from storage_manager.base.process import ALIVE, condition, this_boot, this_process
 from storage_manager.base.text import printable
 from storage_manager.config import Fallback, Settings, absolute
+from storage_manager.jobs.memory import Memory
 from storage_manager.jobs.progress import Progress
 from storage_manager.loop import outlets
-from storage_manager.loop.cycle import Ending, elapsed_secs, left_behind, result, summary, wake_up_at
+from storage_manager.loop.cycle import Ending, Manner, elapsed_secs, left_behind, result, summary, wake_up_at
 from storage_manager.loop.heartbeat import CYCLE, ENDED, SLEEPING, Heartbeat, present, reset_clock, stuck, trouble
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, decode, encode
 from storage_manager.loop.metrics import LARGEST_BYTES as LARGEST_METRICS_BYTES
 from storage_manager.loop.metrics import Metrics, earlier_values, other_store
 from storage_manager.loop.notify import READY, STOPPING, WATCHDOG, Watchdog, status
 from storage_manager.loop.own_files import HEARTBEAT, METRICS
-from storage_manager.loop.sighting import Sighting, sight
+from storage_manager.loop.sighting import sight
 from storage_manager.loop.status_file import is_one_place
 
 # A cycle that makes progress says so this often: far below the silence that counts as hanging, far above what
@@ -36,14 +37,14 @@ class LoopStatus:
     """Told by the loop of each of its steps, and tells them on: raises nothing. Everything but the settings of a cycle
     (interval and limit) is as the first settings had it."""
 
-    def __init__(
-        self, settings: Settings, clock: Clock, log: EventLog, once: bool, only_plan: bool, max_failures: Optional[int]
-    ) -> None:
+    def __init__(self, settings: Settings, clock: Clock, log: EventLog, manner: Manner) -> None:
         self._store = absolute(settings.storage_dir)
         self._clock = clock
         self._outlets = outlets.Outlets(settings, log)
         self._watchdog = Watchdog(settings.watchdog_secs, clock)
         self._written_at = clock.monotonic()
+        self.memory = Memory()
+        """Kept in the heartbeat, as far as it outlives the process."""
         self._metrics: Optional[Metrics] = None
         """None before the first cycle has ended."""
         now = clock.now()
@@ -52,9 +53,9 @@ class LoopStatus:
             process=this_process(),
             storage_dir=printable(self._store),
             interval_secs=settings.interval_secs,
-            once=once,
-            dry_run=only_plan,
-            max_failures=max_failures,
+            once=manner.once,
+            dry_run=manner.only_plan,
+            max_failures=manner.max_failures,
             started_at=now,
             state=CYCLE,
             alive_at=now,
@@ -73,11 +74,6 @@ class LoopStatus:
         return self._heartbeat.failures
 
     @property
-    def seen(self) -> Optional[Sighting]:
-        """The store as a cycle saw it last, also before a restart."""
-        return self._heartbeat.store
-
-    @property
     def nap_secs(self) -> float:
         """How long a part of a sleep may last, so that a watchdog is fed and a missing heartbeat is noticed in time."""
         return min(LONGEST_NAP_SECS, self._watchdog.nap_secs)
@@ -94,14 +90,9 @@ class LoopStatus:
         """A cycle begins. Returns what of the settings cannot be used."""
         refused = self._outlets.choose_files()
         now = self._clock.now()
-        self._beat(
-            now,
-            state=CYCLE,
-            cycle_started_at=now,
-            next_wake_up=None,
-            interval_secs=settings.interval_secs,
-            limit_from_file=self._heartbeat.limit_from_file or settings.limit_variable in settings.from_file,
-        )
+        if settings.limit_variable in settings.from_file:
+            self.memory = self.memory._replace(limit_from_file=True)
+        self._beat(now, state=CYCLE, cycle_started_at=now, next_wake_up=None, interval_secs=settings.interval_secs)
         self._feed_watchdog()
         return refused
 
@@ -117,16 +108,16 @@ class LoopStatus:
         """Metrics are written; the heartbeat follows with the next step, which every cycle has."""
         now = self._clock.now()
         left = left_behind(progress)
+        seen = None if left is None else sight(settings.storage_dir, left.session_count)
+        self.memory = progress.memory._replace(store=seen or self.memory.store)
         done = result(settings, ending, progress, left, now, duration_secs)
         metrics = self._metrics = self._counted_so_far()
         if not self._heartbeat.dry_run:
             metrics.add_deleted(done.deleted_count, done.freed_bytes)
-            metrics.add_orphans(progress.adopted_count, progress.purged_count, progress.purged_bytes)
+            metrics.add_orphans(progress.adopted_count, progress.purged.deleted_count, progress.purged.freed_bytes)
         metrics.configure(settings.max_storage_bytes, settings.interval_secs)
         if left is not None:
-            metrics.sight(left, len(progress.deferred))
-            seen = sight(settings.storage_dir, left.session_count)
-            self._heartbeat = self._heartbeat._replace(store=seen or self._heartbeat.store)
+            metrics.sight(left, progress.counts.deferred_count)
         if not ending.interrupted:
             metrics.end_cycle(done.exit_code, now.replace(tzinfo=timezone.utc).timestamp(), duration_secs)
             succeeded = done.exit_code == EXIT_OK
@@ -167,7 +158,8 @@ class LoopStatus:
     def _beat(self, now: datetime, **changes: Any) -> None:
         heartbeat = reset_clock(self._heartbeat, self._present(), now)
         self._written_at = self._clock.monotonic()
-        self._heartbeat = heartbeat._replace(alive_at=now, monotonic_secs=self._written_at, **changes)
+        heartbeat = heartbeat._replace(alive_at=now, monotonic_secs=self._written_at, **changes)
+        self._heartbeat = heartbeat.with_memory(self.memory)
         self._write_heartbeat()
 
     def _write_heartbeat(self) -> None:
@@ -196,7 +188,7 @@ class LoopStatus:
         before = self._outlets.read(HEARTBEAT, LARGEST_BYTES, decode)
         if before is None or not is_one_place(before.storage_dir, self._heartbeat.storage_dir):
             return
-        self._heartbeat = self._heartbeat._replace(store=before.store, limit_from_file=before.limit_from_file)
+        self.memory = before.memory
         if self._heartbeat.once and before.once:
             now = self._clock.now()
             before = reset_clock(before, present(before, now, this_boot(), self._clock.monotonic()), now)

@@ -30,7 +30,7 @@ from stores import (
     run_tool,
 )  # fmt: skip
 
-from storage_manager.jobs.policy import HANDFUL
+from storage_manager.jobs.evidence import HANDFUL
 
 DAY_SECS = 86_400
 

@@ -8,15 +8,21 @@ import pytest
 
 from storage_manager.base.quantity import age, counted, megabytes, size
 from storage_manager.commands.tables import bar, columns_of, table
-from storage_manager.jobs.plan import Outcome, Plan, sentence
+from storage_manager.jobs.plan import Counts, Outcome, Plan, sentence
 
 NOW = datetime(2026, 6, 1, 12, 0, 0)
 PLAN = Plan((), (), "", (), 0, 0, None, {})
 
 
 def outcome(**changes: object) -> Outcome:
-    nothing = Outcome(PLAN, False, 0, 0, frozenset(), 0, 0, 0)
-    return nothing._replace(**changes)
+    made = Outcome(PLAN, False, Counts(), 0, 0)
+    for name, value in changes.items():
+        if name in Outcome._fields:
+            made = made._replace(**{name: value})
+        else:
+            assert hasattr(made.counts, name)
+            setattr(made.counts, name, value)
+    return made
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.cli import main
 from storage_manager.jobs.plan import Outcome
-from storage_manager.jobs.policy import PruneLimits, plan_prune
+from storage_manager.jobs.policy import Limits, plan_prune
 from storage_manager.jobs.progress import Progress
 from storage_manager.jobs.prune import Job, run
+from storage_manager.jobs.work import Terms
 from storage_manager.store import locked
 from storage_manager.store.reading import Reading
 
@@ -32,12 +33,9 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def prune(storage: Path, limit_bytes: int, before: Progress | None = None) -> tuple[Outcome, Progress]:
     """A cycle of a loop."""
-    job = Job(
-        kind="prune", command="run-loop", storage_dir=str(storage), group=None, limit_bytes=limit_bytes,
-        planner=lambda snapshot, now: plan_prune(snapshot, PruneLimits(limit_bytes, limit_bytes), now),
-        target_bytes=limit_bytes, lock_timeout_secs=0.0, lock_stale_secs=3600.0,
-    )  # fmt: skip
-    progress = Progress(before)
+    terms = Terms(str(storage), "run-loop", 0.0, 3600.0)
+    job = Job("prune", terms, plan_prune, Limits(limit_bytes, limit_bytes))
+    progress = Progress() if before is None else Progress(before.memory)
     return run(job, Clock(), EventLog(build_logger(sys.stderr, True, 20)), progress), progress
 
 
@@ -84,12 +82,12 @@ def test_a_loop_warns_from_the_third_cycle_in_a_row_on(
     for cycle in range(4):
         outcome, progress = prune(storage, 4500 - 1000 * cycle, progress)
         assert outcome.exit_code == 0
-        assert outcome.deferred_count == len(progress.deferred) == cycle + 1
+        assert outcome.counts.deferred_count == len(progress.memory.deferred) == cycle + 1
         levels.append(deferrals(capfd.readouterr().err)[-1]["@l"])
     assert levels == ["Information", "Information", "Warning", "Warning"]
     busy.undo()
     outcome, progress = prune(storage, 5000, progress)
-    assert (outcome.deferred_count, outcome.swept_count, progress.deferrals) == (0, 4, 0)
+    assert (outcome.counts.deferred_count, outcome.counts.swept_count, progress.memory.deferrals) == (0, 4, 0)
 
 
 def test_entries_that_a_client_brings_back_are_counted_and_no_news(
@@ -101,7 +99,7 @@ def test_entries_that_a_client_brings_back_are_counted_and_no_news(
     progress: Progress | None = None
     for cycle in range(3):
         outcome, progress = prune(storage, 3000 - 1000 * cycle, progress)
-        assert (outcome.swept_count, outcome.returned_count) == (cycle + 1, cycle)
+        assert (outcome.counts.swept_count, outcome.counts.returned_count) == (cycle + 1, cycle)
         swept = [item["guid"] for item in events(capfd.readouterr().err) if item["event"].endswith(".swept")]
         assert swept == [guids[cycle]]
         (storage / "metadata.json").write_bytes(text)
@@ -124,5 +122,5 @@ def test_the_trial_of_a_run_does_not_wait_long_for_a_busy_client(
     guids = make_store(storage, 5)
     (storage / f"{guids[0]}.json").unlink()
     outcome, _ = prune(storage, 2500)
-    assert (outcome.exit_code, outcome.deferred_count, outcome.deleted_count) == (0, 3, 2)
+    assert (outcome.exit_code, outcome.counts.deferred_count, outcome.counts.deleted_count) == (0, 3, 2)
     assert 5.0 < sum(waited) < 8.0

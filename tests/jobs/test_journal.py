@@ -23,12 +23,12 @@ from storage_manager.jobs import journal as journal_module
 from storage_manager.jobs import repair
 from storage_manager.jobs.history import STAYED, SWEPT, UNCERTAIN, Fate, Line, decode, deleted_by, fates, runs
 from storage_manager.jobs.journal import ADOPTED, BATCH, DELETED, REPAIRED, HistoryFile, Journal
-from storage_manager.jobs.plan import Plan
-from storage_manager.jobs.policy import PruneLimits, plan_prune
+from storage_manager.jobs.policy import Limits, plan_prune
 from storage_manager.jobs.prune import Job, dry_run, run
+from storage_manager.jobs.work import Terms
 from storage_manager.loop.status_file import is_one_place
 from storage_manager.store.directory import Store
-from storage_manager.store.snapshot import Session, Snapshot
+from storage_manager.store.snapshot import Session
 
 WHY = "oldest first, over the limit"
 STORE = "/srv/store"
@@ -293,12 +293,8 @@ def test_the_end_of_another_run_settles_nothing() -> None:
 
 
 def prune_job(storage: Path, file: HistoryFile | None, limit: int) -> Job:
-    limits = PruneLimits(limit, limit)
-
-    def planner(snapshot: Snapshot, now: datetime) -> Plan:
-        return plan_prune(snapshot, limits, now)
-
-    return Job("prune", "prune-size", str(storage), planner, None, limit, limit, 0.0, 3600.0, history=file)
+    terms = Terms(str(storage), "prune-size", 0.0, 3600.0, file)
+    return Job("prune", terms, plan_prune, Limits(limit, limit))
 
 
 def all_fates(file: HistoryFile, guids: list[str]) -> list[list[Fate]]:
@@ -347,7 +343,7 @@ def test_a_full_disk_of_the_history_costs_no_deletion(
 
     monkeypatch.setattr(append, "_open", full)
     outcome = run(prune_job(storage, file, 4000), Clock(), log)
-    assert (outcome.deleted_count, outcome.exit_code) == (2, 0)
+    assert (outcome.counts.deleted_count, outcome.exit_code) == (2, 0)
     assert [found.event for found in warnings.found] == ["storage_manager.history_failed"]
 
 
@@ -359,9 +355,9 @@ def test_an_adoption_and_a_repair_tell_what_they_did(storage: Path, file: Histor
     (storage / "metadata.json").write_text(json.dumps(metadata))
     os.utime(storage / f"{guids[0]}.json", (1.7e9, 1.7e9))
     (storage / f"{guids[1]}.json").unlink()
-    terms = repair.Terms(str(storage), "check", 0.0, 3600.0)
-    repair.adopt(terms, "g", Clock(), log, file)
-    repair.repair(terms, Clock(), log, file)
+    terms = Terms(str(storage), "check", 0.0, 3600.0, file)
+    repair.adopt(terms, "g", Clock(), log)
+    repair.repair(terms, Clock(), log)
     assert [[fate.what for fate in found] for found in all_fates(file, guids)] == [[ADOPTED], [SWEPT], []]
     adopted, repaired = runs(read(file))
     assert (adopted.last.session_count, adopted.last.exit_code) == (1, 0)

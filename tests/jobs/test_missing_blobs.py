@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from stores import blobs, event, make_store, read_entries, run_tool
 
-from storage_manager.jobs.plan import Deleted
-from storage_manager.jobs.policy import FEW_IN, FEW_MISSING, blobs_are_missing
-from storage_manager.store.snapshot import Session, Snapshot
-
-BEGIN = datetime(2026, 1, 1)
 COMMANDS = [
     ("prune-size", "--max-mb", "1000B"),
     ("purge", "--age-days", "30"),
@@ -28,10 +22,6 @@ COMMANDS = [
 def without(storage: Path, guids: list[str]) -> None:
     for guid in guids:
         os.unlink(storage / f"{guid}.json")
-
-
-def sessions(ages: list[int]) -> list[Session]:
-    return sorted(Session(BEGIN + timedelta(days=age), f"{age:036}", "json", None, 1, 1) for age in ages)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -77,28 +67,6 @@ def test_what_an_interrupted_run_left_is_swept(storage: Path, gone: int) -> None
     without(storage, guids[:gone])
     assert run_tool("purge", "--age-days", "0", "--yes", "--storage-dir", storage).returncode == 0
     assert read_entries(storage) == {} and blobs(storage) == set()
-
-
-def test_few_missing_blobs_are_everyday_life() -> None:
-    for total in (1, FEW_MISSING, 100, FEW_IN * FEW_MISSING, FEW_IN * 50):
-        few = max(FEW_MISSING, total // FEW_IN)
-        for count in {0, 1, few, few + 1, total} - {total + 1}:
-            if count > total:
-                continue
-            newest = range(total - count, total)
-            store = Snapshot(sessions(list(range(total - count))), sessions(list(newest)), [])
-            assert blobs_are_missing(store, None, Deleted) == (count > few), (total, count)
-
-
-def test_what_is_older_than_every_session_is_explained() -> None:
-    rng = random.Random(7)
-    for _ in range(300):
-        ages = list(range(rng.randint(1, 200)))
-        dangling = sessions([age for age in ages if rng.random() < 0.5])
-        present = sessions([age for age in ages if age not in {(one.created_at - BEGIN).days for one in dangling}])
-        unexplained = [one for one in dangling if not present or one > present[0]]
-        expected = len(unexplained) > max(FEW_MISSING, len(ages) // FEW_IN)
-        assert blobs_are_missing(Snapshot(present, dangling, []), None, Deleted) == expected
 
 
 def brought_back(storage: Path, count: int, gone: int) -> list[str]:
@@ -156,28 +124,6 @@ def test_a_history_that_cannot_be_read_is_told_of(storage: Path, tmp_path: Path)
     done = run_tool("--storage-dir", storage, "prune-size", "--max-mb", "1000B", "--dry-run", env=env)
     assert done.returncode == 1
     assert "cannot read the history" in event(done.stderr, "storage_manager.history_failed")["@m"]
-
-
-def test_the_history_is_asked_about_the_whole_store_and_whatever_the_case_of_a_guid() -> None:
-    def snapshot(back: str) -> Snapshot:
-        present = [one._replace(group="b" if one.guid.endswith("0") else back) for one in sessions([0, *range(50, 60)])]
-        gone = [one._replace(group="b", guid=one.guid.replace("0", "A")) for one in sessions(list(range(20, 40)))]
-        return Snapshot(present, gone, [])
-
-    def suspects(group: str | None, certainly: set[str], perhaps: set[str]) -> bool:
-        return blobs_are_missing(snapshot("a"), group, lambda: Deleted(certainly, perhaps))
-
-    names = {one.guid.lower() for one in snapshot("a").dangling}
-    there = snapshot("a").sessions[-1].guid
-    for group in (None, "b"):
-        assert not suspects(group, names, names)
-        assert suspects(group, {there}, names | {there})
-        assert not suspects(group, set(), names | {there})
-        assert not suspects(group, set(), set(list(names)[10:]))
-        assert suspects(group, set(), set(list(names)[11:]))
-    gone = snapshot("a").dangling
-    for group in (None, "b"):
-        assert blobs_are_missing(Snapshot([], gone, []), group, lambda: Deleted(names, names))
 
 
 def test_a_purge_of_a_whole_group_goes_on_where_a_client_has_brought_its_entries_back(storage: Path) -> None:

@@ -79,7 +79,10 @@ def guids(storage: Path) -> list[str]:
 def progress(**values: Any) -> Progress:
     made = Progress()
     for name, value in values.items():
-        setattr(made, name, value)
+        if name == "purged_count":
+            made.purged.deleted_count = value
+        else:
+            setattr(made if hasattr(made, name) else made.counts, name, value)
     return made
 
 

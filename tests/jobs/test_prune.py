@@ -29,9 +29,11 @@ from storage_manager.base.errors import (
 )
 from storage_manager.base.log import EventLog
 from storage_manager.jobs import prune as prune_module
+from storage_manager.jobs.evidence import HANDFUL
 from storage_manager.jobs.plan import Outcome, Plan
-from storage_manager.jobs.policy import HANDFUL, PruneLimits, plan_orphan_purge, plan_prune, plan_purge
+from storage_manager.jobs.policy import Limits, plan_orphan_purge, plan_prune, plan_purge
 from storage_manager.jobs.prune import Job, dry_run, run
+from storage_manager.jobs.work import Terms
 from storage_manager.store import reading, survey
 from storage_manager.store.snapshot import Snapshot
 from storage_manager.store.survey import take_snapshot
@@ -74,19 +76,12 @@ def log(heard: Events) -> EventLog:
 
 
 def prune_job(storage: Path, limit: int = LIMIT, group: str | None = None, **options: Any) -> Job:
-    limits = PruneLimits(limit, options.pop("target", limit), group=group, **options)
-
-    def planner(snapshot: Snapshot, now: datetime) -> Plan:
-        return plan_prune(snapshot, limits, now)
-
-    return Job("prune", "prune-size", str(storage), planner, group, limit, limits.target_bytes, 0.0, 3600.0, True)
+    limits = Limits(limit, options.pop("target", limit), group=group, **options)
+    return Job("prune", Terms(str(storage), "prune-size", 0.0, 3600.0), plan_prune, limits, explain=True)
 
 
 def purge_job(storage: Path, age_days: float = 0.0) -> Job:
-    def planner(snapshot: Snapshot, now: datetime) -> Plan:
-        return plan_purge(snapshot, age_days, None, now)
-
-    return Job("purge", "purge", str(storage), planner, None, None, None, 0.0, 3600.0)
+    return Job("purge", Terms(str(storage), "purge", 0.0, 3600.0), plan_purge, Limits(max_age_days=age_days))
 
 
 def after_unlink(patch: pytest.MonkeyPatch, name: str, action: Callable[[], object]) -> None:
@@ -121,7 +116,7 @@ def test_a_prune_deletes_the_oldest_and_tells_its_story_in_order(storage: Path, 
     assert [(item["guid"], item["size_bytes"], item["group"]) for item in deleted] == [
         (g, 1000, "g") for g in guids[:2]
     ]
-    assert (outcome.deleted_count, outcome.freed_bytes, outcome.final_bytes) == (2, 2000, 4000)
+    assert (outcome.counts.deleted_count, outcome.counts.freed_bytes, outcome.final_bytes) == (2, 2000, 4000)
     assert outcome.exit_code == EXIT_OK and not outcome.dry_run
 
 
@@ -136,7 +131,7 @@ def test_a_store_within_its_limit_is_left_byte_for_byte(storage: Path, log: Even
     before = (storage / "metadata.json").read_bytes(), os.stat(storage / "metadata.json").st_ino
     outcome = run(prune_job(storage, 6000), Clock(), log)
     assert ((storage / "metadata.json").read_bytes(), os.stat(storage / "metadata.json").st_ino) == before
-    assert outcome.exit_code == EXIT_OK and outcome.deleted_count == 0
+    assert outcome.exit_code == EXIT_OK and outcome.counts.deleted_count == 0
     assert heard.names() == ["prune.check", "prune.noop", "prune.summary"]
     assert leftovers(storage) == []
 
@@ -187,7 +182,7 @@ def test_dangling_entries_older_than_the_last_victim_are_swept(storage: Path, lo
     for guid in (guids[0], guids[2], guids[7]):
         (storage / f"{guid}.json").unlink()
     outcome = run(prune_job(storage, 3000), Clock(), log)
-    assert outcome.deleted_count == 2 and outcome.swept_count == 2
+    assert outcome.counts.deleted_count == 2 and outcome.counts.swept_count == 2
     assert list(read_entries(storage)) == guids[4:]
     assert heard.fields("prune.summary")["swept_count"] == 2
 
@@ -196,7 +191,7 @@ def test_a_group_is_pruned_without_the_others(storage: Path, log: EventLog) -> N
     ours = make_store(storage, 4, seed=1, group="a")
     others = make_store(storage, 4, seed=2, group="b")
     outcome = run(prune_job(storage, 2000, group="a"), Clock(), log)
-    assert outcome.deleted_count == 2
+    assert outcome.counts.deleted_count == 2
     assert blobs(storage) == {*ours[2:], *others}
     assert set(read_entries(storage)) == {*ours[2:], *others}
 
@@ -214,13 +209,14 @@ def test_a_dry_run_plans_the_same_and_touches_nothing(storage: Path, log: EventL
     assert "prune.deleted" not in heard.names()
     done = run(job, Clock(), log)
     assert done.plan == planned.plan
-    assert done._replace(dry_run=True) == planned
+    assert vars(done.counts) == vars(planned.counts)
+    assert done._replace(dry_run=True, counts=planned.counts) == planned
 
 
 def test_a_dry_run_ignores_the_lock(storage: Path, log: EventLog) -> None:
     make_store(storage, COUNT)
     (storage / LOCK).write_text("pid=1 started_at=1\n")
-    assert dry_run(prune_job(storage), Clock(), log).deleted_count == VICTIMS
+    assert dry_run(prune_job(storage), Clock(), log).counts.deleted_count == VICTIMS
     with pytest.raises(LockBusy):
         run(prune_job(storage), Clock(), log)
 
@@ -237,7 +233,7 @@ def test_a_busy_lock_is_told_once(storage: Path, log: EventLog, heard: Events) -
 def test_a_purge_has_its_own_events_and_no_target(storage: Path, log: EventLog, heard: Events) -> None:
     make_store(storage, 2)
     outcome = run(purge_job(storage), Clock(), log)
-    assert outcome.deleted_count == 2 and outcome.exit_code == EXIT_OK
+    assert outcome.counts.deleted_count == 2 and outcome.exit_code == EXIT_OK
     assert read_entries(storage) == {} and blobs(storage) == set()
     assert heard.names() == ["purge.started", "purge.deleted", "purge.deleted", "purge.summary"]
 
@@ -381,7 +377,7 @@ def test_a_blob_that_cannot_be_deleted_fails_the_run_and_keeps_its_entry(
         patch.setattr(os, "unlink", unlink)
         outcome = run(prune_job(storage), Clock(), log)
     assert outcome.exit_code == EXIT_FAILED
-    assert (outcome.deleted_count, outcome.final_bytes) == (1, 5000)
+    assert (outcome.counts.deleted_count, outcome.final_bytes) == (1, 5000)
     failed = heard.fields("prune.delete_failed")
     assert (failed["guid"], failed["errno"], failed["file"]) == (guids[0], "EIO", str(storage / f"{guids[0]}.json"))
     assert heard.severity("prune.delete_failed") == "ERROR"
@@ -413,7 +409,7 @@ def test_a_failed_commit_tells_what_was_deleted_before_it(
 def test_a_fault_in_the_plan_releases_everything(storage: Path, log: EventLog) -> None:
     make_store(storage, COUNT)
 
-    def planner(snapshot: Snapshot, now: datetime) -> Plan:
+    def planner(snapshot: Snapshot, limits: Limits, now: datetime) -> Plan:
         raise StorageManagerError("no plan")
 
     before = len(os.listdir("/proc/self/fd"))
@@ -489,11 +485,15 @@ def test_a_victim_that_changed_is_none(
         job, victims = purge_job(storage), guids
     if kind == "orphans":
         write_entries(storage, {})
-        job = job._replace(planner=lambda snapshot, now: plan_orphan_purge(snapshot, 0.0, now))
+        job = job._replace(planner=plan_orphan_purge)
     changed = storage / f"{guids[1]}.json"
     after_unlink(monkeypatch, f"{guids[0]}.json", lambda: change(changed))
     outcome = run(job, Clock(), log)
-    assert (outcome.exit_code, outcome.deleted_count, outcome.changed) == (EXIT_OK, len(victims) - 1, {changed.name})
+    assert (outcome.exit_code, outcome.counts.deleted_count, outcome.counts.changed) == (
+        EXIT_OK,
+        len(victims) - 1,
+        {changed.name},
+    )
     stay = {guid for guid in guids if guid not in victims} | {guids[1]}
     assert blobs(storage) == stay and changed.read_bytes().startswith(b"y")
     assert set(read_entries(storage)) == (set() if kind == "orphans" else stay)
@@ -516,7 +516,7 @@ def test_a_victim_that_cannot_be_examined_stays(
     monkeypatch.setattr(os, "stat", stat)
     outcome = run(prune_job(storage), Clock(), log)
     monkeypatch.undo()
-    assert (outcome.exit_code, outcome.failed) == (EXIT_FAILED, {f"{guids[1]}.json"})
+    assert (outcome.exit_code, outcome.counts.failed) == (EXIT_FAILED, {f"{guids[1]}.json"})
     assert set(read_entries(storage)) == {guids[1], *guids[VICTIMS:]} == blobs(storage)
 
 
@@ -528,5 +528,5 @@ def test_a_run_whose_victims_have_all_changed_fails_where_that_is_no_chance(
     guids = make_store(storage, 10)
     monkeypatch.setattr(prune_module, "mark", lambda name, status: 0)
     outcome = run(prune_job(storage, (10 - victims) * 1000), Clock(), log)
-    assert len(outcome.changed) == victims and blobs(storage) == set(guids)
+    assert len(outcome.counts.changed) == victims and blobs(storage) == set(guids)
     assert outcome.exit_code == (EXIT_FAILED if victims > HANDFUL else EXIT_OK)

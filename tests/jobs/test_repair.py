@@ -22,7 +22,8 @@ from storage_manager.base.errors import StoreError
 from storage_manager.base.log import EventLog
 from storage_manager.cli import main
 from storage_manager.jobs import repair as repair_module
-from storage_manager.jobs.repair import Terms, adopt, repair
+from storage_manager.jobs.repair import adopt, repair
+from storage_manager.jobs.work import Terms
 from storage_manager.store import commit, locked, recovery
 from storage_manager.store.aside import Told
 from storage_manager.store.commit import Committer

@@ -17,6 +17,7 @@ from stores import blobs, command, event, events, make_store, run_tool
 from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.config import DEFAULT_PREFIX, PREFIX_VARIABLE, Settings, read_settings
+from storage_manager.loop.cycle import Manner
 from storage_manager.loop.env_file import EnvFile
 from storage_manager.loop.housekeeper import run_loop
 
@@ -316,7 +317,7 @@ def test_a_cycle_reads_the_file_once(
     with open(log_path, "w") as stream:
         log = EventLog(build_logger(stream, True, 10))
         load = lambda: (settings_of(file, storage), [])  # noqa: E731
-        assert run_loop(load, SteppedClock(3), log, False, False, None, file.refresh) == 0
+        assert run_loop(load, SteppedClock(3), log, Manner(), file.refresh) == 0
     assert keys(events(log_path.read_text())).count("cycle_ok") == 3 == len(opened)
 
 

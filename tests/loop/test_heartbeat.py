@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from storage_manager.base.process import ALIVE, ELSEWHERE, GONE, STOPPED, Process
+from storage_manager.jobs.memory import Memory, Shown, Sighting
 from storage_manager.loop import heartbeat
 from storage_manager.loop.heartbeat import CYCLE, ENDED, SLEEPING, CycleResult, Heartbeat
 from storage_manager.loop.heartbeat_json import LARGEST_BYTES, decode, encode
@@ -203,6 +204,13 @@ def test_what_is_written_is_read_back(case: str) -> None:
     one = one._replace(boot="6ad0b9f2/4026531834", monotonic_secs=1.5)
     assert decode(encode(one)) == one
     assert len(encode(one)) < LARGEST_BYTES
+
+
+def test_of_what_a_loop_remembers_the_heartbeat_keeps_what_outlives_a_process() -> None:
+    memory = Memory(Sighting(1, 2, True, 3), True, Shown(NOW, 5.0), frozenset("a"), 1, frozenset("b"), 2)
+    kept = decode(encode(beat().with_memory(memory))).memory
+    assert kept == Memory(store=Sighting(1, 2, True, 3), limit_from_file=True)
+    assert beat().memory == Memory()
 
 
 def test_members_that_another_version_adds_are_passed_over() -> None:

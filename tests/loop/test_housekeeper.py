@@ -24,6 +24,7 @@ from storage_manager.base.log import EventLog, build_logger
 from storage_manager.base.process import ALIVE
 from storage_manager.config import Fallback, Settings, read_settings
 from storage_manager.loop import housekeeper
+from storage_manager.loop.cycle import Manner
 from storage_manager.loop.heartbeat import verdict
 from storage_manager.loop.heartbeat_json import decode
 from storage_manager.store import reading
@@ -46,7 +47,7 @@ class Turns:
     ) -> tuple[int, list[dict[str, Any]]]:
         with open(self._path, "w") as stream:
             log = EventLog(build_logger(stream, True, 10))
-            exit_code = housekeeper.run_loop(load, clock, log, once, only_plan)
+            exit_code = housekeeper.run_loop(load, clock, log, Manner(once, only_plan))
         return exit_code, events(self._path.read_text())
 
 

@@ -18,6 +18,7 @@ from stores import blobs, event, events, leftovers, make_store, read_entries, ru
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.config import Orphans
 from storage_manager.loop import housekeeper, orphans
+from storage_manager.loop.cycle import Manner
 from storage_manager.store import commit, recovery
 from storage_manager.store.reading import Reading
 
@@ -44,7 +45,7 @@ def cycles(storage: Path, tmp_path: Path) -> Callable[..., tuple[int, Found]]:
         with open(tmp_path / "events.log", "w") as stream:
             log = EventLog(build_logger(stream, True, 10))
             load = lambda: settings_for(storage, **variables)  # noqa: E731
-            code = housekeeper.run_loop(load, SteppedClock(count), log, count == 1, only_plan)
+            code = housekeeper.run_loop(load, SteppedClock(count), log, Manner(count == 1, only_plan))
         return code, events((tmp_path / "events.log").read_text())
 
     return run

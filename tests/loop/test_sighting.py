@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,12 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.errors import StoreGone
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.jobs import prune
-from storage_manager.jobs.plan import Plan
-from storage_manager.jobs.policy import PruneLimits, plan_prune
-from storage_manager.loop.sighting import sight, what_has_gone
+from storage_manager.jobs.evidence import Reason, store_has_gone
+from storage_manager.jobs.memory import Sighting
+from storage_manager.jobs.policy import Limits, plan_prune
+from storage_manager.jobs.work import Terms
+from storage_manager.loop.sighting import look_for, sight
 from storage_manager.store.directory import Store
-from storage_manager.store.snapshot import Snapshot
 
 
 def emptied_in_place(storage: Path) -> None:
@@ -71,14 +71,19 @@ GONE = [emptied_in_place, unmounted, unmounted_and_the_service_started, unmounte
 NOT_GONE = [restored_elsewhere, emptied_by_the_service, not_there, waiting_for_recovery]
 
 
+def what_has_gone(storage: Path, seen: Sighting | None) -> Reason | None:
+    assert seen is not None
+    return store_has_gone(str(storage), seen, look_for(seen, str(storage)), "/run/beat")
+
+
 @pytest.mark.parametrize("happened", GONE)
 def test_a_store_that_has_gone_is_seen(storage: Path, happened: Callable[[Path], None]) -> None:
     make_store(storage, 3)
     seen = sight(str(storage), 3)
-    assert what_has_gone(str(storage), seen, "/run/beat") is None
+    assert what_has_gone(storage, seen) is None
     happened(storage)
-    said = what_has_gone(str(storage), seen, "/run/beat")
-    assert said is not None and "3 sessions" in said and "remove /run/beat" in said
+    said = what_has_gone(storage, seen)
+    assert said is not None and "3 sessions" in said.why and "remove /run/beat" in said.remedy
 
 
 @pytest.mark.parametrize("happened", NOT_GONE)
@@ -86,7 +91,7 @@ def test_a_store_that_is_there_is_none_that_has_gone(storage: Path, happened: Ca
     make_store(storage, 3)
     seen = sight(str(storage), 3)
     happened(storage)
-    assert what_has_gone(str(storage), seen, "/run/beat") is None
+    assert what_has_gone(storage, seen) is None
 
 
 @pytest.mark.parametrize("happened", [*GONE, emptied_by_the_service])
@@ -94,7 +99,7 @@ def test_a_store_without_sessions_has_nothing_to_lose(storage: Path, happened: C
     make_store(storage, 0)
     seen = sight(str(storage), 0)
     happened(storage)
-    assert what_has_gone(str(storage), seen, "/run/beat") is None
+    assert what_has_gone(storage, seen) is None
 
 
 @pytest.mark.parametrize("happened", GONE)
@@ -174,17 +179,9 @@ def test_a_store_that_goes_in_the_middle_of_a_prune_fails_it(
         return real(store, name)
 
     monkeypatch.setattr(Store, "unlink", unlink)
-    job = prune.Job(
-        kind="prune", command="prune-size", storage_dir=str(storage),
-        planner=_all_but_one, group=None, limit_bytes=1000, target_bytes=1000,
-        lock_timeout_secs=0.0, lock_stale_secs=3600.0,
-    )  # fmt: skip
+    job = prune.Job("prune", Terms(str(storage), "prune-size", 0.0, 3600.0), plan_prune, Limits(1000, 1000))
     with pytest.raises(StoreGone, match="disappeared in the middle of the run"):
         prune.run(job, clock, log)
-
-
-def _all_but_one(snapshot: Snapshot, now: datetime) -> Plan:
-    return plan_prune(snapshot, PruneLimits(1000, 1000), now)
 
 
 def _quiet() -> tuple[EventLog, Clock]:

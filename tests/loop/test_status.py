@@ -20,6 +20,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.config import Fallback, Settings
 from storage_manager.loop import housekeeper, outlets, status
+from storage_manager.loop.cycle import Manner
 from storage_manager.loop.heartbeat_json import decode
 from storage_manager.loop.metrics import Metrics
 from storage_manager.loop.notify import STOPPING, WATCHDOG
@@ -70,8 +71,7 @@ class Loop:
     def run(self, load: Load, clock: Clock, **options: Any) -> list[dict[str, Any]]:
         with open(self._path, "w") as stream:
             log = EventLog(build_logger(stream, True, 10))
-            arguments = {"once": False, "only_plan": False, **options}
-            self.exit_code = housekeeper.run_loop(load, clock, log, **arguments)
+            self.exit_code = housekeeper.run_loop(load, clock, log, Manner(**options))
         return events(self._path.read_text())
 
 

@@ -15,6 +15,7 @@ import pytest
 import stores
 
 from storage_manager.base import errors
+from storage_manager.jobs import evidence
 
 PACKAGE = stores.ROOT / "storage_manager"
 DOCUMENT = stores.ROOT / "docs" / "events.md"
@@ -229,6 +230,11 @@ def error_fields() -> dict[str, set[str]]:
             found.setdefault(owner.event, set()).update(names)
     for cls in classes:
         found.setdefault(cls.event, set())
+    for node in ast.walk(ast.parse((PACKAGE / "jobs/evidence.py").read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Reason" and len(node.args) > 3:
+            event, fields = node.args[2:4]
+            key = event.value if isinstance(event, ast.Constant) else getattr(evidence, ast.unparse(event))
+            found.setdefault(key, set()).update(dict_keys(fields))
     return found
 
 

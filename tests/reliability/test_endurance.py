@@ -32,6 +32,7 @@ from storage_manager.base.clock import Clock
 from storage_manager.cli import main
 from storage_manager.config import read_settings
 from storage_manager.loop import housekeeper
+from storage_manager.loop.cycle import Manner
 from storage_manager.loop.housekeeper import run_loop
 from storage_manager.store import lock
 
@@ -686,7 +687,7 @@ def test_a_monotonic_clock_that_goes_back_does_not_prolong_the_sleep(storage: Pa
     clock = Back()
     variables = {"GOFR_DIG_HOUSEKEEPING_INTERVAL_MINS": "10", "TMPDIR": os.environ["TMPDIR"]}
     log = log_module.EventLog(log_module.build_logger(None, True, 10))
-    assert run_loop(lambda: read_settings(variables, str(storage), None), clock, log, False, False) == 0
+    assert run_loop(lambda: read_settings(variables, str(storage), None), clock, log, Manner()) == 0
     assert max(clock.slept_secs) <= 600
 
 

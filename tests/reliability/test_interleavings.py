@@ -39,7 +39,8 @@ from storage_manager.base.clock import Patience
 from storage_manager.base.errors import StorageManagerError
 from storage_manager.base.log import EventLog
 from storage_manager.jobs import prune as prune_job
-from storage_manager.jobs.policy import PruneLimits, plan_prune
+from storage_manager.jobs.policy import Limits, plan_prune
+from storage_manager.jobs.work import Terms
 from storage_manager.store import commit, locked, reading, recovery, replace, survey
 from storage_manager.store.aside import unlink_previous
 from storage_manager.store.commit import Committer, PutBack
@@ -106,12 +107,8 @@ def forgetful(read: Callable[..., Any]) -> Callable[..., Any]:
 
 def prune(world: World, limit: int = LIMIT) -> int:
     """prune-size as the command runs it, on the world's clock; its exit code."""
-    limits = PruneLimits(limit, limit)
-    job = prune_job.Job(
-        kind="prune", command="prune-size", storage_dir=str(world.storage),
-        planner=lambda snapshot, now: plan_prune(snapshot, limits, now),
-        group=None, limit_bytes=limit, target_bytes=limit, lock_timeout_secs=0.0, lock_stale_secs=3600.0,
-    )  # fmt: skip
+    terms = Terms(str(world.storage), "prune-size", 0.0, 3600.0)
+    job = prune_job.Job("prune", terms, plan_prune, Limits(limit, limit))
     try:
         return prune_job.run(job, VirtualClock(world), LOG).exit_code
     except StorageManagerError as error:

@@ -37,8 +37,9 @@ from storage_manager.config import read_settings
 from storage_manager.jobs import orphans, policy, repair
 from storage_manager.jobs import prune as prune_job
 from storage_manager.jobs.progress import Progress
-from storage_manager.jobs.store_time import StoreTime
+from storage_manager.jobs.work import Terms
 from storage_manager.loop import housekeeper
+from storage_manager.loop.cycle import Turn
 from storage_manager.store import commit, inventory
 from storage_manager.store.draft import Draft
 
@@ -56,7 +57,7 @@ def forgetful_guard(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def terms(world: World) -> repair.Terms:
-    return repair.Terms(str(world.storage), "check", 0.0, HOUR_SECS)
+    return Terms(str(world.storage), "check", 0.0, HOUR_SECS)
 
 
 def exit_code_of(run: Callable[[], Any]) -> int:
@@ -76,11 +77,8 @@ def mend(world: World) -> int:
 
 
 def purge_orphans(world: World) -> int:
-    job = prune_job.Job(
-        kind="purge", command="purge", storage_dir=str(world.storage),
-        planner=lambda snapshot, now: policy.plan_orphan_purge(snapshot, 0.01, now),
-        group=None, limit_bytes=None, target_bytes=None, lock_timeout_secs=0.0, lock_stale_secs=HOUR_SECS,
-    )  # fmt: skip
+    limits = policy.Limits(max_age_days=0.01)
+    job = prune_job.Job("purge", terms(world)._replace(command="purge"), policy.plan_orphan_purge, limits)
     return exit_code_of(lambda: prune_job.run(job, VirtualClock(world), LOG))
 
 
@@ -90,7 +88,7 @@ def cycle(world: World, rule: str) -> int:
     environ = {f"GOFR_DIG_{name}": value for name, value in names.items()}
     settings, _ = read_settings(environ, str(world.storage), None)
     clock = VirtualClock(world)
-    ending = housekeeper._cycle(settings, None, StoreTime(clock), clock, LOG, False, Progress())
+    ending = housekeeper._cycle(Turn(settings, clock, LOG, Progress(), False))
     return 0 if "would have to go, beside only" in ending.sentence else ending.exit_code
 
 

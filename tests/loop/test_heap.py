@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage_manager.loop.memory import give_back
+from storage_manager.loop.heap import give_back
 
 
 class Node:
