@@ -22,7 +22,7 @@ from storage_manager.store.document import Document, Fingerprint
 from storage_manager.store.edit import Edit, Editor, merge
 from storage_manager.store.names import METADATA_NAME, MOST_PREVIOUS
 from storage_manager.store.reading import LONGEST_PAUSE_SECS, READ_PATIENCE_SECS, Reading, is_named, read_descriptor
-from storage_manager.store.replace import STOPPING_PATIENCE_SECS, Old, Replacer
+from storage_manager.store.replace import STOPPING_PATIENCE_SECS, Old, Replacer, changed
 
 # How long to go on trying when the client changes the file under every attempt. An attempt has to fit into a moment in
 # which the client does not write: when it saves without a pause, that is while it reads. A save takes it 100 ns a byte.
@@ -110,7 +110,7 @@ class Committer:
         most_names = MOST_WAITING if within is None else within.most_names
         done = self._replacer.replace(editor, known, patience_secs, most_names)  # 1. to 5.
         if done.old is None:
-            return done.fingerprint
+            return None
         with done.old.reading:
             try:
                 self._settle(done.old, within)  # 6., 7.
@@ -122,7 +122,8 @@ class Committer:
                     raise
         if done.doubt is not None:
             raise done.doubt
-        return done.fingerprint
+        document = done.old.document
+        return document.fingerprint(without=changed(document, known).union(done.old.dropped))
 
     def _settle(self, old: Old, within: Optional[PutBack]) -> None:
         """Steps 6 and 7: put back what a writer that had opened the old file before the rename writes to it, and give

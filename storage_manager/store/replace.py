@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from typing import NamedTuple, Optional
 
@@ -42,6 +43,8 @@ class Old(NamedTuple):
     """What it held."""
     previous: Optional[str]
     """Its second name; None where the file system has no hard links."""
+    dropped: Collection[str]
+    """What of it the new file lacks."""
 
 
 class Attempt(NamedTuple):
@@ -50,13 +53,18 @@ class Attempt(NamedTuple):
     is_done: bool
     """Whether the edit is in place, or was not needed."""
     fingerprint: Optional[Fingerprint] = None
-    """Of what is there now. None: there was nothing to change."""
+    """Of what was there, where it is not done: the next attempt may be given it."""
     old: Optional[Old] = None
     """What was replaced. Whoever gets it settles and closes it."""
     sync_failure: Optional[OSError] = None
     """Why the name may not outlive a power cut."""
     doubt: Optional[BaseException] = None
     """What failed although `old` may have been replaced. It has no second name: only now can it be settled."""
+
+
+def changed(document: Document, known: Optional[Fingerprint]) -> set[str]:
+    """The members that have changed since `known`: they go on counting as changed."""
+    return {document.keys[index] for index in document.fresh} if known else set()
 
 
 class Replacer:
@@ -159,10 +167,10 @@ class Replacer:
             draft = self._drafted(reading, document, edit)
             # 3. A second name: should we die after the rename, the next run finds what was written to the old file.
             previous = link_previous(self._store, most_names)
-            old = Old(reading, document, previous)
+            old = Old(reading, document, previous, edit.drop)
             try:
                 if previous is None:  # what is written to the old file may have to be copied
-                    draft.require_room(2 * len(reading.data), len(reading.data))
+                    draft.require_room(len(reading.data), len(reading.data))
                 self.published = draft.examine()
                 # 4. The last look. Nothing comes between it and the rename: whoever opens the file there has to
                 # be salvaged.
@@ -175,16 +183,15 @@ class Replacer:
             except BaseException as error:
                 if not self._may_be_replaced(old):
                     raise
+                self.close()  # it may be metadata.json by now: nothing more is written to it
                 until_replaced.pop_all()
                 return Attempt(False, old=old, doubt=error)
-            # A member that has changed since `known` goes on counting as changed.
-            changed = {document.keys[index] for index in document.fresh} if known else set()
             if not is_done:
-                return Attempt(False, document.fingerprint(without=changed, is_current=True))
+                return Attempt(False, document.fingerprint(without=changed(document, known), is_current=True))
             self._draft = None
             sync_failure = self._sync_directory()
             until_replaced.pop_all()
-            return Attempt(True, document.fingerprint(without=changed.union(edit.drop)), old, sync_failure)
+            return Attempt(True, None, old, sync_failure)
 
     def _drafted(self, reading: Reading, document: Document, edit: Edit) -> Draft:
         draft = self._draft_like(reading)

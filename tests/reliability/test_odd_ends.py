@@ -30,8 +30,9 @@ from stores import (
     run_tool,
 )
 
+from storage_manager.base import room
 from storage_manager.base.clock import HANDLED, Clock, Patience
-from storage_manager.base.errors import Interrupted, LockLost, StorageManagerError, StoreError
+from storage_manager.base.errors import Interrupted, LockLost, NoRoom, StorageManagerError, StoreError
 from storage_manager.base.log import EventLog, build_logger
 from storage_manager.store import lock
 from storage_manager.store.commit import Committer
@@ -145,6 +146,72 @@ def test_what_cannot_be_put_back_is_kept(storage: Path, store: Store, monkeypatc
     (storage / "metadata.json").unlink()
     with pytest.raises(StorageManagerError, match="disappeared"):
         Committer(store, Clock(), LOG).put_back(late, None, None)
+
+
+def test_a_rename_that_fails_although_it_was_done_leaves_no_draft_to_write_to(
+    storage: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without hard links, what a client writes to the old file has to be put back at once: by another draft."""
+    guids = make_store(storage, 3)
+    client = Client(storage)
+    guid = new_guid(random.Random(5))
+    renames: list[str] = []
+    real_rename, real_pwrite = os.rename, os.pwrite
+
+    def rename(*arguments: Any, **options: Any) -> None:
+        renames.append("")
+        if len(renames) > 1:
+            real_rename(*arguments, **options)
+            return
+        (storage / f"{guid}.json").write_text("x")
+        entries = {**client.read(), guid: {"format": "json", "created_at": "2026-05-05T00:00:00"}}
+        with open(storage / "metadata.json", "w") as file:  # opened before the rename, written after it
+            real_rename(*arguments, **options)
+            json.dump(entries, file, indent=2)
+        raise OSError(errno.EIO, "Input/output error")
+
+    def pwrite(fd: int, *arguments: Any) -> int:
+        assert os.fstat(fd).st_ino != os.stat(storage / "metadata.json").st_ino, "it is written in place"
+        return real_pwrite(fd, *arguments)
+
+    def no_links(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "link", no_links)
+    committer = Committer(store, Clock(), LOG)
+    with pytest.raises(StoreError, match="EIO"):
+        committer.commit(delete(store, storage, guids[:1]), None)
+    committer.close()
+    assert list(read_entries(storage)) == [*guids[1:], guid]
+
+
+@pytest.mark.parametrize(("times", "expected"), [(2.5, False), (3.5, True)])
+def test_without_hard_links_there_is_room_for_a_copy_too(
+    storage: Path, store: Store, monkeypatch: pytest.MonkeyPatch, times: float, expected: bool
+) -> None:
+    guids = make_store(storage, 2000, size=10)
+    size = (storage / "metadata.json").stat().st_size
+
+    def no_links(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def free(fd: int, *_: Any) -> room.Free:
+        """So much once the draft is written."""
+        return room.Free(int(times * size) + room.SLACK_BYTES + size - os.fstat(fd).st_size, False)
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(room, "free", free)
+    committer = Committer(store, Clock(), LOG)
+    removal = delete(store, storage, guids[:1])
+    if expected:
+        committer.commit(removal, None)
+    else:
+        with pytest.raises(NoRoom):
+            committer.commit(removal, None)
+    assert (guids[0] in read_entries(storage)) != expected
+    assert leftovers(storage) == []
 
 
 def test_a_late_save_survives_without_hard_links_and_without_room(
